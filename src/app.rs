@@ -1,0 +1,230 @@
+//! ASSEMBLY: a `Config` becomes a running program; the only file that knows every room.
+
+mod admin;
+mod build;
+mod reload;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::audit::Audit;
+use crate::config::Errors;
+use crate::config::Loaded;
+use crate::exchange::Peer;
+use crate::exchange::Reply;
+use crate::exchange::Request;
+use crate::gateway::Gateway;
+use crate::gateway::Head;
+use crate::gateway::Rejection;
+use crate::gateway::Sealer;
+use crate::server::Server;
+use crate::server::Spine;
+use crate::telemetry;
+use crate::telemetry::metrics::Metrics;
+
+pub use build::try_rooms;
+
+/// How often files are looked at for changes, limits swept, gauges set.
+const TICK: Duration = Duration::from_secs(1);
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{0}")]
+    Audit(#[from] crate::audit::Error),
+    #[error("{0}")]
+    Logs(#[from] telemetry::logs::Error),
+    #[error("{}", .0.join("\n"))]
+    Rooms(Vec<String>),
+    #[error("{0}")]
+    Server(#[from] crate::server::Error),
+    #[error("cannot listen for signals: {0}")]
+    Signals(#[from] std::io::Error),
+    #[error("the system gives no random numbers")]
+    Random,
+}
+
+/// Reads the configuration again, for a reload.
+pub type Load = Box<dyn Fn() -> Result<Loaded, Errors> + Send + Sync>;
+
+/// A running gateway.
+pub struct App {
+    gateway: Arc<Gateway>,
+    audit: Arc<Audit>,
+    metrics: Arc<Metrics>,
+    server: Arc<Server>,
+    shutdown: watch::Sender<bool>,
+    running: JoinHandle<()>,
+    ticking: JoinHandle<()>,
+    watched: std::sync::Mutex<reload::Watched>,
+}
+
+impl App {
+    /// Binds, builds every room and serves.
+    ///
+    /// # Errors
+    /// Everything that is wrong, in words that say what to do.
+    pub async fn start(loaded: Loaded) -> Result<App, Error> {
+        let config = &loaded.config;
+        for warning in &loaded.warnings {
+            tracing::warn!("{warning}");
+        }
+        let metrics = Arc::new(Metrics::new());
+        let audit = Audit::open(&config.audit)?;
+        let sealer = Sealer::new().map_err(|_| Error::Random)?;
+        let server = Arc::new(Server::bind(&config.server).await?);
+        let house = build::house(config, None).await.map_err(Error::Rooms)?;
+        let gateway = Arc::new(Gateway::new(house, audit.clone(), metrics.clone(), sealer));
+        let (shutdown, stopping) = watch::channel(false);
+        let admin = Arc::new(admin::Desk::new(gateway.clone(), audit.clone(), metrics.clone(), stopping.clone()));
+        let running = tokio::spawn({
+            let (server, gateway) = (server.clone(), gateway.clone());
+            async move { server.run(gateway, admin, stopping).await }
+        });
+        let ticking = tokio::spawn(admin::tick(gateway.clone(), audit.clone(), metrics.clone()));
+        metrics.loaded();
+        build::begin(&gateway.house());
+        let watched = std::sync::Mutex::new(reload::Watched::of(&config.watched));
+        Ok(App { gateway, audit, metrics, server, shutdown, running, ticking, watched })
+    }
+
+    /// Every listener as configured, with the address it is bound to.
+    pub fn addresses(&self) -> Vec<(String, String)> {
+        self.server.addresses()
+    }
+
+    /// The admin listener, if there is one.
+    pub fn admin_address(&self) -> Option<String> {
+        self.server.admin_address()
+    }
+
+    pub fn gateway(&self) -> &Arc<Gateway> {
+        &self.gateway
+    }
+
+    /// Waits until every record so far is on its way to the disk.
+    pub fn flush_audit(&self) {
+        self.audit.flush();
+    }
+
+    /// Stops accepting, lets calls finish within the grace time, ends streams, writes the last records.
+    pub async fn shutdown(self) {
+        self.shutdown.send_replace(true);
+        drop(self.running.await);
+        self.ticking.abort();
+        build::stop(&self.gateway.house()).await;
+        self.audit.flush();
+    }
+}
+
+#[async_trait]
+impl Spine for Gateway {
+    async fn serve(&self, request: Request) -> Reply {
+        Gateway::serve(self, request).await
+    }
+
+    fn refuse(&self, head: Head, rejection: Rejection) -> Reply {
+        Gateway::refuse(self, head, rejection)
+    }
+
+    fn metadata(&self, host: &str, path: &str) -> Option<Bytes> {
+        Gateway::metadata(self, host, path)
+    }
+
+    fn admit(&self, peer: &Peer) -> Result<(), Rejection> {
+        Gateway::admit(self, peer)
+    }
+}
+
+/// Runs until SIGTERM or SIGINT. SIGHUP and changed files reload, where there is something to reload from.
+///
+/// # Errors
+/// When it cannot start.
+pub async fn run(loaded: Loaded, load: Option<Load>) -> Result<(), Error> {
+    telemetry::logs::init(&loaded.config.log.level, loaded.config.log.format == crate::config::LogFormat::Json)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let app = App::start(loaded).await?;
+    for (configured, bound) in app.addresses() {
+        tracing::info!(listener = configured, address = bound, "listening");
+    }
+    if let Some(address) = app.admin_address() {
+        tracing::info!(address, "admin listener");
+    }
+    tokio::spawn(build::introduce(app.gateway.clone()));
+    let mut tick = tokio::time::interval(TICK);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => {
+                app.audit.reopen();
+                app.reload(load.as_ref()).await;
+            }
+            _ = tick.tick() => {
+                if app.files_changed() {
+                    app.reload(load.as_ref()).await;
+                }
+            }
+        }
+    }
+    tracing::info!("shutting down: no new connections, calls may finish");
+    app.shutdown().await;
+    tracing::info!("bye");
+    Ok(())
+}
+
+impl App {
+    fn files_changed(&self) -> bool {
+        self.watched.lock().is_ok_and(|mut watched| watched.changed())
+    }
+
+    /// Puts a new configuration in force, or keeps the old one and says why.
+    async fn reload(&self, load: Option<&Load>) {
+        let Some(load) = load else { return };
+        let taken = match load() {
+            Ok(loaded) => self.take(loaded).await,
+            Err(errors) => Err(errors.to_string()),
+        };
+        match taken {
+            Ok(notes) => {
+                self.metrics.reloaded(true);
+                tracing::info!("the configuration was reloaded");
+                for note in notes {
+                    tracing::warn!("{note}");
+                }
+            }
+            Err(problem) => {
+                self.metrics.reloaded(false);
+                tracing::error!("the new configuration is not valid; the old one stays in force:\n{problem}");
+            }
+        }
+    }
+
+    /// Puts a configuration in force as a whole, or not at all. Gives the notes an operator should read.
+    ///
+    /// # Errors
+    /// Why the old configuration stays in force.
+    pub async fn take(&self, loaded: Loaded) -> Result<Vec<String>, String> {
+        let old = self.gateway.house();
+        let house = build::house(&loaded.config, Some(&old)).await.map_err(|problems| problems.join("\n"))?;
+        let mut notes: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
+        notes.extend(self.server.reload(&loaded.config.server).map_err(|error| error.to_string())?);
+        if let Ok(mut watched) = self.watched.lock() {
+            *watched = reload::Watched::of(&loaded.config.watched);
+        }
+        reload::record_raised(&old, &house, &self.audit);
+        let old = self.gateway.swap(house.clone());
+        build::begin_new(&old, &house);
+        build::stop_unused(&old, &house, &self.metrics);
+        Ok(notes)
+    }
+}
+

@@ -1,0 +1,87 @@
+//! What the admin listener answers from, and the gauges that are set now and then.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::audit::Audit;
+use crate::gateway::Gateway;
+use crate::server::Admin;
+use crate::telemetry::metrics::Metrics;
+
+/// Between two looks at limits and backends.
+const SWEEP: Duration = Duration::from_secs(15);
+
+pub(super) struct Desk {
+    gateway: Arc<Gateway>,
+    audit: Arc<Audit>,
+    metrics: Arc<Metrics>,
+    stopping: watch::Receiver<bool>,
+}
+
+impl Desk {
+    pub(super) fn new(gateway: Arc<Gateway>, audit: Arc<Audit>, metrics: Arc<Metrics>, stopping: watch::Receiver<bool>) -> Desk {
+        Desk { gateway, audit, metrics, stopping }
+    }
+}
+
+impl Admin for Desk {
+    fn live(&self) -> bool {
+        true
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        if *self.stopping.borrow() {
+            return Err("shutting down".to_owned());
+        }
+        if !self.audit.available() {
+            return Err("the audit log cannot be written".to_owned());
+        }
+        Ok(())
+    }
+
+    fn metrics(&self) -> String {
+        gauges(&self.gateway, &self.audit, &self.metrics);
+        self.metrics.render()
+    }
+
+    fn status(&self) -> Value {
+        let house = self.gateway.house();
+        let mut backends: Vec<_> = house
+            .members
+            .iter()
+            .map(|(name, member)| {
+                json!({ "name": &**name, "healthy": member.backend.healthy(), "tools": member.backend.catalog().tools.len() })
+            })
+            .collect();
+        backends.sort_by_key(|backend| backend["name"].to_string());
+        let routes: Vec<_> = house.routes.routes.iter().map(|route| json!({ "path": route.path, "backend": &*route.backend })).collect();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "mode": house.mode.as_str(),
+            "ready": self.ready().is_ok(),
+            "backends": backends,
+            "routes": routes,
+        })
+    }
+}
+
+fn gauges(gateway: &Gateway, audit: &Audit, metrics: &Metrics) {
+    for (name, member) in &gateway.house().members {
+        metrics.backend(name, member.backend.healthy(), member.backend.catalog().tools.len());
+    }
+    metrics.audit(&audit.status());
+}
+
+/// Housekeeping for as long as the program runs.
+pub(super) async fn tick(gateway: Arc<Gateway>, audit: Arc<Audit>, metrics: Arc<Metrics>) {
+    let mut every = tokio::time::interval(SWEEP);
+    loop {
+        every.tick().await;
+        gateway.house().limits.sweep();
+        gauges(&gateway, &audit, &metrics);
+    }
+}

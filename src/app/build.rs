@@ -1,0 +1,156 @@
+//! Rooms from a configuration: on start, on reload (keeping what did not change), and only to see whether they would do.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::backend::remote;
+use crate::config::Config;
+use crate::config::Loaded;
+use crate::credentials;
+use crate::gateway::Gateway;
+use crate::gateway::House;
+use crate::gateway::Member;
+use crate::identity::Identity;
+use crate::limits::Limits;
+use crate::policy::Policy;
+use crate::telemetry::metrics::Metrics;
+
+/// How long the first look at a backend may take.
+const INTRODUCTION: Duration = Duration::from_secs(10);
+
+/// Every room, or every problem. What an equal configuration built before is kept with its pools, caches and counters.
+pub(super) async fn house(config: &Config, old: Option<&House>) -> Result<Arc<House>, Vec<String>> {
+    let mut problems = Vec::new();
+    let policy = Policy::new(&config.policy).map_err(|errors| problems.extend(errors.iter().map(ToString::to_string))).ok();
+    let identity = match old {
+        Some(old) => old.identity.renewed(config.identity.clone()),
+        None => Identity::new(config.identity.clone()),
+    };
+    let identity = identity.map_err(|error| problems.push(error.to_string())).ok();
+    let mut members = HashMap::new();
+    for backend in &config.backends {
+        match member(backend, old) {
+            Ok(member) => drop(members.insert(backend.name.clone(), member)),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    let (Some(policy), Some(identity), true) = (policy, identity, problems.is_empty()) else {
+        return Err(problems);
+    };
+    let limits = match old {
+        Some(old) => old.limits.reloaded(config.limits.clone()),
+        None => Limits::new(config.limits.clone()),
+    };
+    identity.warm().await;
+    Ok(Arc::new(House {
+        identity,
+        limits,
+        members,
+        mode: config.policy.mode,
+        policy,
+        public_url: config.public_url.clone(),
+        routes: config.routes.clone(),
+    }))
+}
+
+fn member(config: &remote::Config, old: Option<&House>) -> Result<Member, String> {
+    let print = fingerprint(config);
+    let known = old.and_then(|house| house.members.get(&config.name)).filter(|member| member.fingerprint == print);
+    let backend = match known {
+        Some(member) => member.backend.clone(),
+        None => remote::new(config.clone()).map_err(|error| error.to_string())?,
+    };
+    Ok(Member { backend, credential: config.credential.clone(), mode: config.mode, fingerprint: print })
+}
+
+/// Equal fingerprints mean the same backend, its files and secrets included.
+fn fingerprint(config: &remote::Config) -> [u8; 32] {
+    let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
+    digest.update(format!("{config:?}").as_bytes());
+    match &config.transport {
+        remote::Transport::Http(http) => {
+            let client = http.tls.client.iter().flat_map(|(chain, key)| [chain, key]);
+            for path in http.tls.ca.iter().chain(client) {
+                digest.update(&std::fs::read(path).unwrap_or_default());
+            }
+        }
+        remote::Transport::Stdio(stdio) => stdio.env.iter().for_each(|(_, value)| digest.update(value.expose().as_bytes())),
+    }
+    let mut print = [0; 32];
+    print.copy_from_slice(digest.finish().as_ref());
+    print
+}
+
+/// Would these rooms do? For `check`: nothing is bound, nothing is connected to.
+///
+/// # Errors
+/// Every problem, one a line.
+pub fn try_rooms(loaded: &Loaded) -> Result<(), String> {
+    let config = &loaded.config;
+    let mut problems = Vec::new();
+    if let Err(errors) = Policy::new(&config.policy) {
+        problems.extend(errors.iter().map(ToString::to_string));
+    }
+    if let Err(error) = Identity::new(config.identity.clone()) {
+        problems.push(error.to_string());
+    }
+    if let Err(error) = crate::server::check(&config.server) {
+        problems.push(error.to_string());
+    }
+    if problems.is_empty() { Ok(()) } else { Err(problems.join("\n")) }
+}
+
+/// Says once, in the log, what each backend offers and how much of it this mode shows.
+pub(super) async fn introduce(gateway: Arc<Gateway>) {
+    let house = gateway.house();
+    for (name, member) in &house.members {
+        let deadline = Instant::now() + INTRODUCTION;
+        match member.backend.refresh(credentials::own(&member.credential), deadline).await {
+            Ok(catalog) => {
+                let mode = member.mode.map_or(house.mode, |mode| mode.min(house.mode));
+                let shown = catalog.tools.values().filter(|decl| mode.admits(decl.effect)).count();
+                tracing::info!(backend = %name, tools = catalog.tools.len(), within_mode = shown, mode = mode.as_str(), "backend is up");
+                if shown < catalog.tools.len() {
+                    tracing::info!(backend = %name, "tools above the mode are hidden; unclassified tools count as destroy: see `effects` and `trust_annotations`");
+                }
+            }
+            Err(error) => tracing::warn!(backend = %name, %error, "backend is not reachable yet"),
+        }
+    }
+}
+
+/// Begins the background work of every backend.
+pub(super) fn begin(house: &House) {
+    house.members.values().for_each(|member| member.backend.start());
+}
+
+/// Begins the background work of the backends that the old house had not.
+pub(super) fn begin_new(old: &House, new: &House) {
+    for (name, member) in &new.members {
+        if !old.members.get(name).is_some_and(|was| Arc::ptr_eq(&was.backend, &member.backend)) {
+            member.backend.start();
+        }
+    }
+}
+
+/// Ends what the old house had and the new one has not.
+pub(super) fn stop_unused(old: &House, new: &House, metrics: &Metrics) {
+    for (name, member) in &old.members {
+        let kept = new.members.get(name).is_some_and(|now| Arc::ptr_eq(&now.backend, &member.backend));
+        if !kept {
+            let backend = member.backend.clone();
+            tokio::spawn(async move { backend.stop().await });
+        }
+        if !new.members.contains_key(name) {
+            metrics.forget_backend(name);
+        }
+    }
+}
+
+pub(super) async fn stop(house: &House) {
+    for member in house.members.values() {
+        member.backend.stop().await;
+    }
+}

@@ -1,0 +1,148 @@
+//! What can be asked for: `Decl` (one declaration of a tool, resource or prompt), `Effect`, `Call`.
+
+mod effect;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+pub use effect::Effect;
+pub use effect::Effects;
+pub use effect::Hints;
+pub use effect::Mode;
+
+use crate::mcp::Binding;
+use crate::mcp::Message;
+
+/// Which kind of thing a declaration is about; also the Cedar resource type.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Kind {
+    /// The backend itself: `initialize`, `ping`, streams, log level.
+    Backend,
+    Prompt,
+    Resource,
+    Tool,
+}
+
+impl Kind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Backend => "Backend",
+            Kind::Prompt => "Prompt",
+            Kind::Resource => "Resource",
+            Kind::Tool => "Tool",
+        }
+    }
+}
+
+/// The one description of something that can be asked for. Everything else derives from it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Decl {
+    pub kind: Kind,
+    pub backend: Arc<str>,
+    /// Tool or prompt name, or resource URI, as the backend knows it. For `Kind::Backend` the backend's name.
+    pub name: Arc<str>,
+    /// The highest effect a call of it can have: what modes and policy judge when arguments are unknown.
+    pub effect: Effect,
+    /// A second identical call changes nothing more: it may be retried.
+    pub idempotent: bool,
+    /// The list entry as the upstream wrote it (a JSON object), or empty where it was not listed.
+    pub wire: Bytes,
+    /// Arguments that are mirrored in `Mcp-Param-*` headers (`x-mcp-header` of the input schema).
+    pub headers: Vec<Binding>,
+}
+
+impl Decl {
+    /// A declaration that only a name and an effect are known of.
+    pub fn plain(kind: Kind, backend: Arc<str>, name: &str, effect: Effect) -> Decl {
+        Decl { kind, backend, name: name.into(), effect, idempotent: false, wire: Bytes::new(), headers: Vec::new() }
+    }
+
+    /// May a call be sent again after a failure on the way? Reads always, writes only when idempotent.
+    pub fn retryable(&self) -> bool {
+        self.effect <= Effect::ReadSensitive || self.idempotent
+    }
+}
+
+/// All declarations of one backend that are known now.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    pub tools: HashMap<Arc<str>, Arc<Decl>>,
+}
+
+/// What a caller does to a `Decl`; also the Cedar action.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Action {
+    /// `tools/call`
+    Call,
+    /// `completion/complete`
+    Complete,
+    /// Protocol housekeeping with a backend: `initialize`, `ping`, lists, streams, sessions, log level.
+    Connect,
+    /// `prompts/get`
+    Get,
+    /// `resources/read`, `resources/subscribe`
+    Read,
+}
+
+impl Action {
+    pub const ALL: [Action; 5] = [Action::Call, Action::Complete, Action::Connect, Action::Get, Action::Read];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Action::Call => "call",
+            Action::Complete => "complete",
+            Action::Connect => "connect",
+            Action::Get => "get",
+            Action::Read => "read",
+        }
+    }
+}
+
+/// What goes upstream when the call is permitted.
+#[derive(Debug)]
+pub enum Operation {
+    /// DELETE: end the legacy session.
+    EndSession,
+    /// POST of one JSON-RPC message.
+    Post(Message),
+    /// GET: the legacy session's stream of server messages, resumed after an event if named.
+    Stream { last_event_id: Option<String> },
+}
+
+/// A legacy session at the upstream, as unsealed from the id the client holds.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Session {
+    /// The id the upstream gave.
+    pub upstream: String,
+    /// The protocol version that `initialize` negotiated.
+    pub version: String,
+}
+
+/// A request that is ready to be judged: what it does, to what, and with which bytes.
+#[derive(Debug)]
+pub struct Call {
+    pub action: Action,
+    pub decl: Arc<Decl>,
+    /// The effect of this very call; never above `decl.effect`.
+    pub effect: Effect,
+    pub operation: Operation,
+    pub session: Option<Session>,
+    /// `MCP-Protocol-Version` to send upstream, if any.
+    pub version: Option<String>,
+}
+
+impl Call {
+    pub fn message(&self) -> Option<&Message> {
+        match &self.operation {
+            Operation::Post(message) => Some(message),
+            Operation::EndSession | Operation::Stream { .. } => None,
+        }
+    }
+
+    /// The raw JSON of the tool's arguments, for policy conditions.
+    pub fn arguments(&self) -> Option<&Bytes> {
+        self.message().and_then(|message| message.params.arguments.as_ref())
+    }
+}

@@ -1,0 +1,259 @@
+//! The configuration file as written: serde types, one field per key. Their doc comments are the schema's and the reference's words.
+
+mod backend;
+mod identity;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+pub(super) use backend::Backend;
+pub(super) use backend::Credential;
+pub(super) use backend::EffectRule;
+pub(super) use backend::Era;
+pub(super) use backend::Health;
+pub(super) use backend::Http;
+pub(super) use backend::Stdio;
+pub(super) use identity::Algorithm;
+pub(super) use identity::CertificateRule;
+pub(super) use identity::Identity;
+pub(super) use identity::Oidc;
+
+use super::scalar::Rate;
+use super::scalar::Reference;
+use super::scalar::Size;
+use super::scalar::Span;
+use super::scalar::Strings;
+use crate::catalog::Effect;
+use crate::catalog::Mode;
+
+/// The configuration of Wardgate. Relative paths start at the folder of this file.
+//
+// Every field is an `Option`, also the required ones: what is missing is then found together with everything else that
+// is wrong, and an empty key (`backends:` with everything below it commented out) counts as absent.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "Wardgate configuration")]
+pub(super) struct File {
+    /// Addresses that clients reach the gateway on; at least one.
+    #[schemars(required)]
+    pub listeners: Option<Vec<Listener>>,
+    /// The address clients use, without a path: `https://mcp.example.com`. Needed with `oidc`, because clients find the
+    /// login by it (RFC 9728).
+    pub public_url: Option<String>,
+    /// How callers prove who they are; at least one way. A bad credential is refused, it never falls through to another way.
+    #[schemars(required)]
+    pub identity: Option<Vec<Identity>>,
+    /// The ceiling over everything that is granted. It never grants; the lowest of gateway, route and backend holds.
+    /// Default: `read-only`.
+    pub mode: Option<Mode>,
+    /// Who may do what. What nobody granted is denied.
+    pub grants: Option<Vec<Grant>>,
+    /// Cedar policies: a `.cedar` file, a folder of them, or a list of both. They are in force beside the grants, and their
+    /// `forbid` wins over any grant.
+    pub policies: Option<Strings>,
+    /// How much callers may do. Default: no limits.
+    pub limits: Option<Limits>,
+    /// MCP servers behind the gateway, by name (letters, digits, `-` and `_`).
+    #[schemars(required)]
+    pub backends: Option<std::collections::BTreeMap<String, Backend>>,
+    /// MCP endpoints of the gateway; at least one.
+    #[schemars(required)]
+    pub routes: Option<Vec<Route>>,
+    /// The listener for `/livez`, `/readyz`, `/metrics` and `/status`. Default: none.
+    pub admin: Option<Admin>,
+    /// Where the audit log goes: one hash-chained record per request. Default: nowhere.
+    pub audit: Option<Audit>,
+    /// What is checked of a request before anything of it is parsed.
+    pub admission: Option<Admission>,
+    /// How long calls and streams may go on after SIGTERM. Default: `30s`.
+    pub shutdown_grace: Option<Span>,
+    /// The log on standard error (not the audit log).
+    pub log: Option<Log>,
+}
+
+/// One address clients reach the gateway on.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Listener {
+    /// `IP:PORT`, for example `0.0.0.0:8443`, `127.0.0.1:8080` or `[::]:8443`; or `unix:/path/to.sock`.
+    #[schemars(required)]
+    pub address: Option<String>,
+    /// Permission bits of a Unix socket, in octal. Default: `0660`.
+    pub socket_mode: Option<String>,
+    /// TLS for this address. Default: plain HTTP.
+    pub tls: Option<Tls>,
+}
+
+/// TLS of a listener. Changed files are taken up by a reload.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tls {
+    /// PEM file of the certificate chain, leaf first.
+    #[schemars(required)]
+    pub certificate: Option<String>,
+    /// PEM file of the private key.
+    #[schemars(required)]
+    pub key: Option<String>,
+    /// PEM file of the authorities that client certificates are verified against.
+    pub client_ca: Option<String>,
+    /// Whether clients are asked for a certificate. Default: `none`.
+    pub client_auth: Option<ClientAuth>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ClientAuth {
+    /// Not asked for.
+    None,
+    /// Asked for; one that is sent must be valid.
+    Optional,
+    /// No connection without a valid one.
+    Required,
+}
+
+/// Who may do what. At most one of `scope`, `role`, `group` and `subject`; without any, it is for every caller who is let in.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Grant {
+    /// For callers with this OAuth scope.
+    pub scope: Option<String>,
+    /// For callers with this role.
+    pub role: Option<String>,
+    /// For callers in this group.
+    pub group: Option<String>,
+    /// For this one caller: a token's `sub`, the name of an API key, or a certificate's identity.
+    pub subject: Option<String>,
+    /// Effects it allows; each must be named, `write` does not include `read`.
+    #[schemars(required)]
+    pub allow: Option<Vec<Effect>>,
+    /// Tools it is for, as `backend/tool` globs: `files/read_*`, `files/*`. Default: all tools of all backends.
+    pub tools: Option<Strings>,
+}
+
+/// How much callers may do. What is not given is unlimited.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Limits {
+    /// Requests from one client address (IPv6: one /64), counted before anything is read, refused ones included:
+    /// `600 per 1m`.
+    pub address: Option<Rate>,
+    /// Of one caller.
+    pub principal: Option<Bound>,
+    /// Of all callers of one tenant together.
+    pub tenant: Option<Bound>,
+    /// Of one caller and one tool; the first entry that matches the tool holds.
+    pub tools: Option<Vec<ToolBound>>,
+}
+
+/// A rate, a number of calls at once, or both.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Bound {
+    /// Calls over time, as a bucket that refills evenly: `60 per 1m`.
+    pub calls: Option<Rate>,
+    /// Calls and streams held at once.
+    pub concurrent: Option<u32>,
+}
+
+/// A bound for the tools that match.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ToolBound {
+    /// `backend/tool` glob: `files/search_*`.
+    #[schemars(required)]
+    pub tools: Option<String>,
+    /// Calls over time, as a bucket that refills evenly: `60 per 1m`.
+    pub calls: Option<Rate>,
+    /// Calls held at once.
+    pub concurrent: Option<u32>,
+}
+
+/// One MCP endpoint of the gateway.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Route {
+    /// The exact path: `/mcp`.
+    #[schemars(required)]
+    pub path: Option<String>,
+    /// Only for requests to this host name (no port). Default: any host.
+    pub host: Option<String>,
+    /// The backend it leads to: a list of one name.
+    #[schemars(required)]
+    pub backends: Option<Strings>,
+    /// A ceiling for this route. Default: the gateway's `mode`.
+    pub mode: Option<Mode>,
+}
+
+/// The listener for operations. It knows no authentication: keep it off the public network.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Admin {
+    /// `IP:PORT` or `unix:/path/to.sock`.
+    #[schemars(required)]
+    pub address: Option<String>,
+    /// Permission bits of a Unix socket, in octal. Default: `0660`.
+    pub socket_mode: Option<String>,
+}
+
+/// Where audit records go: `file` or `stdout`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Audit {
+    /// A file that records are appended to. After a rotation, send SIGHUP.
+    pub file: Option<String>,
+    /// `true`: records go to standard output.
+    pub stdout: Option<bool>,
+    /// Refuse requests (503) while records cannot be written. Default: `false`.
+    pub fail_closed: Option<bool>,
+    /// Secret of at least 32 bytes that keys the digests of arguments, so that equal arguments can be told across restarts
+    /// and replicas. Default: drawn anew at each start.
+    pub digest_key: Option<Reference>,
+}
+
+/// What is checked of a request before anything of it is parsed.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Admission {
+    /// Host names (no port) the gateway answers to. `localhost` and loopback addresses are always right on loopback
+    /// listeners. Default: any; with `anonymous`: the host of `public_url`, or `localhost`.
+    pub hosts: Option<Vec<String>>,
+    /// Browser origins that may call: `https://app.example.com`. Requests without an `Origin` header pass. Default: none.
+    pub origins: Option<Vec<String>>,
+    /// Size of a request's head. Default: `64KiB`; at most `1MiB`.
+    pub header_bytes_max: Option<Size>,
+    /// Size of a request's body. Default: `4MiB`; at most `1GiB`.
+    pub body_bytes_max: Option<Size>,
+    /// From the first byte of a request to the end of its head. Default: `10s`.
+    pub head_timeout: Option<Span>,
+    /// From the end of the head to the end of the body. Default: `30s`.
+    pub body_timeout: Option<Span>,
+    /// Between two requests on a connection. Default: `60s`.
+    pub idle_timeout: Option<Span>,
+    /// From admission to the answer, or to the start of its stream. Default: `60s`.
+    pub request_timeout: Option<Span>,
+    /// Client connections at once. Default: `20000`.
+    pub connections_max: Option<u32>,
+    /// Between keep-alive comments on a silent event stream. Default: `15s`.
+    pub keepalive_interval: Option<Span>,
+    /// How long a client may take to accept what is written to it. Default: `30s`.
+    pub write_timeout: Option<Span>,
+}
+
+/// The log on standard error.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Log {
+    /// `error`, `warn`, `info`, `debug` or `trace`; or a filter per module: `info,wardgate::backend=debug`. Default: `info`.
+    pub level: Option<String>,
+    /// How lines are written. Default: `text`.
+    pub format: Option<LogFormat>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum LogFormat {
+    /// One JSON object per line, for machines.
+    Json,
+    /// Lines for people.
+    Text,
+}

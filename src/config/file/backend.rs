@@ -1,0 +1,140 @@
+//! `backends`, as written: MCP servers behind the gateway and how each is reached.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::catalog::Effect;
+use crate::catalog::Mode;
+use crate::config::scalar::OptionalSpan;
+use crate::config::scalar::Reference;
+use crate::config::scalar::Size;
+use crate::config::scalar::Span;
+use crate::config::scalar::Variable;
+
+/// One MCP server. Exactly one of `http` and `stdio`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct Backend {
+    /// A server that speaks streamable HTTP.
+    pub http: Option<Http>,
+    /// A server that is a program and speaks over its standard input and output.
+    pub stdio: Option<Stdio>,
+    /// The protocol era it speaks. Default: `auto`.
+    pub era: Option<Era>,
+    /// What its tools do; the first rule that matches holds. A tool without a rule counts as `destroy`.
+    pub effects: Option<Vec<EffectRule>>,
+    /// Believe its own hints (`readOnlyHint` and so on) about tools without a rule. Without this, hints can only raise an
+    /// effect. Default: `false`.
+    pub trust_annotations: Option<bool>,
+    /// A ceiling for this backend. Default: the gateway's `mode`.
+    pub mode: Option<Mode>,
+    /// What the gateway authenticates with. The caller's own token is never passed on. Default: nothing.
+    pub credential: Option<Credential>,
+    /// To connect, TCP and TLS together. Default: `5s`.
+    pub connect_timeout: Option<Span>,
+    /// How long a running answer or stream may be silent; `none` for no bound. Default: `5m`.
+    pub read_timeout: Option<OptionalSpan>,
+    /// Size of one answer. Default: `16MiB`; at most `1GiB`.
+    pub answer_bytes_max: Option<Size>,
+    /// Size of one server-sent event. Default: `4MiB`; at most `1GiB`.
+    pub event_bytes_max: Option<Size>,
+    /// How long its list of tools is taken as the truth before it is asked again. Default: `1m`.
+    pub catalog_ttl: Option<Span>,
+}
+
+/// A server that speaks streamable HTTP. Exactly one of `url` and `urls`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct Http {
+    /// Its MCP endpoint: `http://host:port/path`, `https://host/path`, or `unix:/path/to.sock:/path` for HTTP over a Unix
+    /// socket.
+    pub url: Option<String>,
+    /// Several replicas of the same server, in place of `url`.
+    pub urls: Option<Vec<String>>,
+    /// PEM file of the authorities that its certificate is verified against. Default: the system's.
+    pub ca: Option<String>,
+    /// PEM file of the certificate the gateway shows; needs `client_key`.
+    pub client_certificate: Option<String>,
+    /// PEM file of the key of `client_certificate`.
+    pub client_key: Option<String>,
+    /// The name its certificate must have. Default: the URL's host.
+    pub sni: Option<String>,
+    /// Ask each replica regularly whether it is well. Default: judged by the calls alone.
+    pub health: Option<Health>,
+    /// Idle connections are closed after this. Default: `60s`.
+    pub idle_timeout: Option<Span>,
+    /// Calls and streams to it at once, each a connection. Default: `1000`.
+    pub connections_max: Option<u32>,
+    /// Names of client request headers that are passed on, for example `x-tenant`. Never credentials. Default: none.
+    pub forward_headers: Option<Vec<String>>,
+}
+
+/// Regular health checks.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct Health {
+    /// Between two checks of a replica. Default: `10s`.
+    pub interval: Option<Span>,
+    /// For one check. Default: `2s`.
+    pub timeout: Option<Span>,
+    /// Failures in a row until a replica gets no more calls. Default: `3`.
+    pub unhealthy_after: Option<u32>,
+    /// Successes in a row until it gets calls again. Default: `2`.
+    pub healthy_after: Option<u32>,
+}
+
+/// A server that is a program. It gets no environment but `env` and what a program needs to start.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct Stdio {
+    /// The program and its arguments, not passed to a shell: `[uvx, mcp-server-git]`.
+    #[schemars(required)]
+    pub command: Option<Vec<String>>,
+    /// Environment variables: secrets as `file:/path` or `env:NAME`, other values as `plain:TEXT`.
+    pub env: Option<BTreeMap<String, Variable>>,
+    /// The folder it runs in. Default: the gateway's own.
+    pub directory: Option<String>,
+    /// Processes at once (each legacy session has its own). Default: `16`.
+    pub processes_max: Option<u32>,
+    /// A process that serves nobody is ended after this. Default: `10m`.
+    pub idle_timeout: Option<Span>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::config) enum Era {
+    /// Found out by asking.
+    Auto,
+    /// 2024-11-05 to 2025-11-25: `initialize` and sessions.
+    Legacy,
+    /// 2026-07-28 and later: stateless.
+    Modern,
+}
+
+/// What the tools that match do.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct EffectRule {
+    /// Glob over the names of this backend's tools: `get_*`, `{list,read}_*`.
+    #[schemars(required)]
+    pub tools: Option<String>,
+    /// What they do. Explicit hints of the server may still raise it.
+    #[schemars(required)]
+    pub effect: Option<Effect>,
+}
+
+/// A header with a fixed value.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct Credential {
+    /// The header's name. Default: `Authorization`.
+    pub header: Option<String>,
+    /// The secret: `file:/path` or `env:NAME`. One newline at the end of a file is dropped.
+    #[schemars(required)]
+    pub value: Option<Reference>,
+    /// Put before the value, with a blank; `none` for the value as it is. Default: `Bearer` for `Authorization`, `none` for
+    /// other headers.
+    pub scheme: Option<String>,
+}

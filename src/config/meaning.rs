@@ -1,0 +1,227 @@
+//! `File` to `Config`: defaults, cross-checks, and each room's own configuration.
+
+mod backend;
+mod edge;
+mod identity;
+mod policy;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use url::Url;
+
+use super::Config;
+use super::Log;
+use super::LogFormat;
+use super::book::Book;
+use super::book::Key;
+use super::file;
+use super::file::File;
+use super::scalar::short;
+use crate::audit;
+use crate::backend::remote;
+use crate::limits;
+use crate::route;
+use crate::secret::Secret;
+use crate::server;
+
+/// A shorter key would be weaker than the digests it makes.
+const DIGEST_KEY_BYTES_MIN: usize = 32;
+
+const CONCURRENT_MAX: u32 = 1_000_000;
+
+/// Everything the file means. What is wrong is in the book; then the result is not used.
+pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
+    let root = Key::default();
+    let public_url = public_url(book, &root.at("public_url"), file.public_url);
+    let listeners = edge::listeners(book, &root, file.listeners);
+    let admin = file.admin.and_then(|admin| edge::admin(book, &root.at("admin"), admin));
+    let identity = identity::identity(book, &root, file.identity, &listeners, public_url.is_some());
+    let mut admission = edge::admission(book, &root.at("admission"), file.admission.unwrap_or_default());
+    if identity.anonymous.is_some() && admission.hosts.is_empty() {
+        // Without authentication, the `Host` is what tells a local client from a web page that made its name resolve here.
+        let public = public_url.as_ref().and_then(Url::host_str).unwrap_or("localhost");
+        admission.hosts.push(public.to_owned());
+    }
+    let backends = backend::backends(book, &root, file.backends);
+    let routes = routes(book, &root, file.routes, &backends);
+    let policy = policy::policy(book, &root, file.mode, file.grants, file.policies);
+    let limits = file.limits.map(|limits| limits_of(book, &root.at("limits"), limits)).unwrap_or_default();
+    let audit = audit(book, &root, file.audit, &listeners);
+    let log = log(book, &root.at("log"), file.log.unwrap_or_default());
+    let server = server::Config {
+        listeners,
+        admin,
+        admission,
+        shutdown_grace: file.shutdown_grace.map_or(edge::SHUTDOWN_GRACE, |span| span.0),
+    };
+    Config { server, public_url, identity, policy, limits, backends, routes, audit, log, watched: Vec::new() }
+}
+
+fn public_url(book: &mut Book<'_>, key: &Key, text: Option<String>) -> Option<Url> {
+    let text = text?;
+    let url = match Url::parse(&text) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => url,
+        _ => {
+            book.error(key, format!("`{}` is not an address such as `https://mcp.example.com`", short(&text)));
+            return None;
+        }
+    };
+    if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
+        book.error(key, "must be without path, query and fragment: routes have the paths");
+    } else if !url.username().is_empty() || url.password().is_some() {
+        book.error(key, "must be without user and password");
+    } else if url.scheme() == "http" && !is_loopback(&url) {
+        book.warn(key, "is plain http: tokens cross the network in the clear, and many clients refuse to log in");
+    }
+    Some(url)
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
+fn routes(book: &mut Book<'_>, root: &Key, routes: Option<Vec<file::Route>>, backends: &[remote::Config]) -> route::Config {
+    let key = root.at("routes");
+    let routes = routes.unwrap_or_default();
+    if routes.is_empty() {
+        let name = backends.first().map_or("NAME", |backend| &backend.name);
+        book.missing(&key, format!("no route leads to a backend; for example `routes: [{{ path: /mcp, backends: [{name}] }}]`"));
+    }
+    let mut seen: BTreeMap<(String, Option<String>), usize> = BTreeMap::new();
+    let mut meant = Vec::new();
+    for (index, route) in routes.into_iter().enumerate() {
+        let key = key.index(index);
+        let path = book.require(&key, "path", route.path, "path: /mcp");
+        if let Some(path) = &path {
+            check_path(book, &key.at("path"), path);
+        }
+        let host = route.host.map(|host| edge::host(book, &key.at("host"), &host));
+        let backend = destination(book, &key, root, route.backends, backends);
+        if let Some(path) = &path
+            && let Some(first) = seen.insert((path.clone(), host.clone()), index)
+        {
+            book.error(&key.at("path"), format!("`{}` has a route already: `routes[{first}]`", short(path)));
+        }
+        if let (Some(path), Some(backend)) = (path, backend) {
+            meant.push(route::Route { path, host, backend, mode: route.mode });
+        }
+    }
+    for backend in backends {
+        let key = root.at("backends").at(&backend.name);
+        if !meant.iter().any(|route| route.backend == backend.name) && !book.touched(&root.at("routes")) {
+            book.warn(&key, "no route leads to this backend");
+        }
+    }
+    route::Config { routes: meant }
+}
+
+/// Requests are routed by their path as it is: what admission would not let through could never match.
+fn check_path(book: &mut Book<'_>, key: &Key, path: &str) {
+    let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '?' | '#' | '%' | '\\');
+    let segments = || path.split('/').skip(1);
+    if !path.starts_with('/') || path == "/" || !path.chars().all(plain) || segments().any(|part| matches!(part, "" | "." | "..")) {
+        book.error(key, format!("`{}` is not a path such as `/mcp`: it starts with `/`, has no empty or dot segments, no `%`, no query and no `/` at its end", short(path)));
+    } else if path.starts_with("/.well-known/") {
+        book.error(key, "paths under `/.well-known/` are the gateway's own");
+    }
+}
+
+fn destination(book: &mut Book<'_>, key: &Key, root: &Key, names: Option<super::scalar::Strings>, backends: &[remote::Config]) -> Option<Arc<str>> {
+    let names = book.require(key, "backends", names, "backends: [files]")?.0;
+    let key = key.at("backends");
+    let [name] = names.as_slice() else {
+        let message = if names.is_empty() { "is empty: name one backend" } else { "several backends on one route are not supported by this version" };
+        book.error(&key, message);
+        return None;
+    };
+    if let Some(backend) = backends.iter().find(|backend| *backend.name == **name) {
+        return Some(backend.name.clone());
+    }
+    if !book.touched(&root.at("backends").at(name)) {
+        let known: Vec<String> = backends.iter().map(|backend| format!("`{}`", backend.name)).collect();
+        let known = if known.is_empty() { "there is none".to_owned() } else { format!("known: {}", known.join(", ")) };
+        book.error(&key, format!("there is no backend `{}`; {known}", short(name)));
+    }
+    None
+}
+
+fn limits_of(book: &mut Book<'_>, key: &Key, limits: file::Limits) -> limits::Config {
+    let mut bound = |name: &str, bound: Option<file::Bound>| {
+        let bound = bound.unwrap_or_default();
+        bound_of(book, &key.at(name), bound.calls, bound.concurrent)
+    };
+    let principal = bound("principal", limits.principal);
+    let tenant = bound("tenant", limits.tenant);
+    let mut tools = Vec::new();
+    for (index, entry) in limits.tools.unwrap_or_default().into_iter().enumerate() {
+        let key = key.at("tools").index(index);
+        let bound = bound_of(book, &key, entry.calls, entry.concurrent);
+        if bound == limits::Bound::default() && !book.touched(&key) {
+            book.error(&key, "limits nothing: give `calls`, `concurrent` or both");
+        }
+        let Some(text) = book.require(&key, "tools", entry.tools, "tools: \"files/*\"") else { continue };
+        policy::check_tools(book, &key.at("tools"), &text);
+        if let Some(glob) = book.glob(&key.at("tools"), &text) {
+            tools.push((glob, bound));
+        }
+    }
+    limits::Config { address: limits.address.map(|rate| rate.0), principal, tenant, tools }
+}
+
+fn bound_of(book: &mut Book<'_>, key: &Key, calls: Option<super::scalar::Rate>, concurrent: Option<u32>) -> limits::Bound {
+    let concurrent = concurrent.and_then(|count| NonZeroU32::new(book.count(key, "concurrent", Some(count), 1, CONCURRENT_MAX)));
+    limits::Bound { calls: calls.map(|rate| rate.0), concurrent }
+}
+
+fn audit(book: &mut Book<'_>, root: &Key, audit: Option<file::Audit>, listeners: &[server::Listener]) -> audit::Config {
+    let key = root.at("audit");
+    let Some(audit) = audit else {
+        if listeners.iter().any(|listener| !edge::is_local(&listener.address)) && !book.touched(&key) {
+            book.warn(root, "there is no `audit`: no record is kept of who did what");
+        }
+        return audit::Config::default();
+    };
+    let sink = match (audit.file, audit.stdout) {
+        (Some(_), Some(true)) => {
+            book.error(&key, "`file` and `stdout` exclude each other");
+            audit::Sink::None
+        }
+        (Some(file), _) => audit::Sink::File(book.writable(&key.at("file"), &file)),
+        (None, Some(true)) => audit::Sink::Stdout,
+        (None, _) => {
+            book.missing(&key, "names no place for the records: give `file: /var/log/wardgate/audit.jsonl` or `stdout: true`");
+            audit::Sink::None
+        }
+    };
+    let digest_key = audit.digest_key.map(|reference| {
+        let key = key.at("digest_key");
+        let secret = book.secret(&key, &reference);
+        let length = secret.expose().len();
+        if (1..DIGEST_KEY_BYTES_MIN).contains(&length) {
+            book.error(&key, format!("has fewer than {DIGEST_KEY_BYTES_MIN} bytes"));
+        }
+        secret
+    });
+    let digest_key = digest_key.filter(|secret: &Secret| !secret.expose().is_empty());
+    audit::Config { sink, fail_closed: audit.fail_closed.unwrap_or(false), digest_key }
+}
+
+fn log(book: &mut Book<'_>, key: &Key, log: file::Log) -> Log {
+    let default = Log::default();
+    let level = log.level.unwrap_or(default.level);
+    if tracing_subscriber::EnvFilter::builder().parse(&level).is_err() || level.trim().is_empty() {
+        book.error(&key.at("level"), format!("`{}` is not a level (`error`, `warn`, `info`, `debug`, `trace`) or filter", short(&level)));
+    }
+    let format = match log.format {
+        Some(file::LogFormat::Json) => LogFormat::Json,
+        Some(file::LogFormat::Text) | None => LogFormat::Text,
+    };
+    Log { level, format }
+}

@@ -1,0 +1,351 @@
+//! `backends`, as meant: transports, endpoints, effects, credentials.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::HeaderName;
+use http::HeaderValue;
+use url::Host;
+use url::Url;
+
+use super::is_loopback;
+use crate::backend::remote::ClientTls;
+use crate::backend::remote::Config;
+use crate::backend::remote::Endpoint;
+use crate::backend::remote::Health;
+use crate::backend::remote::Http;
+use crate::backend::remote::Place;
+use crate::backend::remote::Stdio;
+use crate::backend::remote::Transport;
+use crate::catalog::Effects;
+use crate::config::book::Book;
+use crate::config::book::Key;
+use crate::config::file;
+use crate::config::scalar::Variable;
+use crate::config::scalar::short;
+use crate::credentials;
+use crate::mcp::Era;
+use crate::secret::Secret;
+
+/// A backend in the same region answers in milliseconds; more is an outage.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Servers that stream send something, if only a comment, more often than this.
+const READ_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+const ANSWER_BYTES: usize = 16 * 1024 * 1024;
+const EVENT_BYTES: usize = 4 * 1024 * 1024;
+const BYTES_MAX: usize = 1024 * 1024 * 1024;
+const CATALOG_TTL: Duration = Duration::from_secs(60);
+/// Shorter than what servers commonly keep idle connections for.
+const HTTP_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const CONNECTIONS: u32 = 1000;
+const CONNECTIONS_MAX: u32 = 100_000;
+/// A child process is often an interpreter with 100 MB.
+const PROCESSES: u32 = 16;
+const PROCESSES_MAX: u32 = 10_000;
+const STDIO_IDLE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+const HEALTH: Health =
+    Health { interval: Duration::from_secs(10), timeout: Duration::from_secs(2), unhealthy_after: 3, healthy_after: 2 };
+const HEALTH_COUNT_MAX: u32 = 1000;
+
+const NAME_BYTES_MAX: usize = 64;
+
+/// Headers that the gateway writes itself, that belong to one connection, or that carry the caller's credential.
+const OWN_HEADERS: [&str; 24] = [
+    "accept",
+    "accept-encoding",
+    "authorization",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "cookie",
+    "expect",
+    "forwarded",
+    "host",
+    "http2-settings",
+    "keep-alive",
+    "last-event-id",
+    "origin",
+    "proxy-authorization",
+    "proxy-connection",
+    "set-cookie",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "x-api-key",
+    "x-forwarded-for",
+];
+
+pub(super) fn backends(book: &mut Book<'_>, root: &Key, backends: Option<BTreeMap<String, file::Backend>>) -> Vec<Config> {
+    let key = root.at("backends");
+    let backends = backends.unwrap_or_default();
+    if backends.is_empty() {
+        book.missing(&key, "there is no MCP server behind the gateway; for example `backends: { files: { http: { url: \"http://127.0.0.1:3001/mcp\" } } }`");
+    }
+    backends.into_iter().filter_map(|(name, written)| backend(book, &key.at(&name), name, written)).collect()
+}
+
+fn backend(book: &mut Book<'_>, key: &Key, name: String, written: file::Backend) -> Option<Config> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(plain) {
+        book.error(key, format!("a backend's name has 1 to {NAME_BYTES_MAX} letters, digits, `-` and `_`"));
+    }
+    let stdio_only = written.stdio.is_some() && written.http.is_none();
+    if stdio_only && written.credential.is_some() {
+        book.error(&key.at("credential"), "is for `http` backends: a program gets its secrets by `stdio.env`");
+    }
+    let credential = match written.credential.filter(|_| !stdio_only) {
+        Some(written) => credential(book, &key.at("credential"), written),
+        None => credentials::Config::None,
+    };
+    let transport = match (written.http, written.stdio) {
+        (Some(written), None) => http(book, &key.at("http"), written, matches!(credential, credentials::Config::Static { .. })).map(Transport::Http),
+        (None, Some(written)) => stdio(book, &key.at("stdio"), written).map(Transport::Stdio),
+        (Some(_), Some(_)) => {
+            book.error(key, "`http` and `stdio` exclude each other");
+            None
+        }
+        (None, None) => {
+            book.missing(key, "does not say where the server is: give `http: { url: … }` or `stdio: { command: […] }`");
+            None
+        }
+    };
+    let effects = effects(book, &key.at("effects"), written.effects, written.trust_annotations);
+    let read_timeout = written.read_timeout.map_or(Some(READ_TIMEOUT), |span| span.0);
+    if read_timeout.is_some_and(|span| span.is_zero()) {
+        book.error(&key.at("read_timeout"), "must be more than nothing; `none` for no bound");
+    }
+    let config = Config {
+        name: name.into(),
+        era: match written.era {
+            Some(file::Era::Legacy) => Some(Era::Legacy),
+            Some(file::Era::Modern) => Some(Era::Modern),
+            Some(file::Era::Auto) | None => None,
+        },
+        effects,
+        credential,
+        mode: written.mode,
+        connect_timeout: book.span(key, "connect_timeout", written.connect_timeout, CONNECT_TIMEOUT),
+        read_timeout,
+        answer_bytes_max: book.size(key, "answer_bytes_max", written.answer_bytes_max, ANSWER_BYTES, 1024..=BYTES_MAX),
+        event_bytes_max: book.size(key, "event_bytes_max", written.event_bytes_max, EVENT_BYTES, 1024..=BYTES_MAX),
+        catalog_ttl: book.span(key, "catalog_ttl", written.catalog_ttl, CATALOG_TTL),
+        // Without a transport there is an error, and nobody will use this; routes to it should still find it.
+        transport: transport.unwrap_or(Transport::Stdio(Stdio {
+            command: Vec::new(),
+            env: Vec::new(),
+            directory: None,
+            processes_max: 1,
+            idle_timeout: STDIO_IDLE_TIMEOUT,
+        })),
+    };
+    Some(config)
+}
+
+fn effects(book: &mut Book<'_>, key: &Key, rules: Option<Vec<file::EffectRule>>, trust: Option<bool>) -> Effects {
+    let mut meant = Effects { rules: Vec::new(), trust_annotations: trust.unwrap_or(false) };
+    for (index, rule) in rules.unwrap_or_default().into_iter().enumerate() {
+        let key = key.index(index);
+        let tools = book.require(&key, "tools", rule.tools, "tools: \"read_*\"");
+        let effect = book.require(&key, "effect", rule.effect, "effect: read");
+        let glob = tools.and_then(|text| book.glob(&key.at("tools"), &text));
+        meant.rules.extend(glob.zip(effect));
+    }
+    meant
+}
+
+fn http(book: &mut Book<'_>, key: &Key, written: file::Http, with_credential: bool) -> Option<Http> {
+    let urls: Vec<(Key, String)> = match (written.url, written.urls) {
+        (Some(_), Some(_)) => {
+            book.error(key, "`url` and `urls` exclude each other");
+            return None;
+        }
+        (Some(url), None) => vec![(key.at("url"), url)],
+        (None, Some(urls)) if !urls.is_empty() => {
+            urls.into_iter().enumerate().map(|(index, url)| (key.at("urls").index(index), url)).collect()
+        }
+        (None, _) => {
+            if !book.touched(&key.at("urls")) {
+                book.missing(&key.at("url"), "is missing; for example `url: \"http://127.0.0.1:3001/mcp\"`");
+            }
+            return None;
+        }
+    };
+    let mut endpoints: Vec<Endpoint> = Vec::new();
+    for (key, text) in &urls {
+        let Some(endpoint) = endpoint(book, key, text, with_credential) else { continue };
+        if endpoints.contains(&endpoint) {
+            book.error(key, "is here twice");
+        }
+        endpoints.push(endpoint);
+    }
+    let files = [("ca", &written.ca), ("client_certificate", &written.client_certificate), ("client_key", &written.client_key), ("sni", &written.sni)];
+    if !endpoints.is_empty() && endpoints.iter().all(|endpoint| !endpoint.tls) {
+        for (name, _) in files.iter().filter(|(_, value)| value.is_some()) {
+            book.error(&key.at(name), "is for `https://` URLs only");
+        }
+    }
+    let tls = client_tls(book, key, written.ca, written.client_certificate, written.client_key, written.sni);
+    let health = written.health.map(|written| {
+        let key = key.at("health");
+        Health {
+            interval: book.span(&key, "interval", written.interval, HEALTH.interval),
+            timeout: book.span(&key, "timeout", written.timeout, HEALTH.timeout),
+            unhealthy_after: book.count(&key, "unhealthy_after", written.unhealthy_after, HEALTH.unhealthy_after, HEALTH_COUNT_MAX),
+            healthy_after: book.count(&key, "healthy_after", written.healthy_after, HEALTH.healthy_after, HEALTH_COUNT_MAX),
+        }
+    });
+    let forward = written.forward_headers.unwrap_or_default().into_iter().enumerate();
+    let forward_headers = forward.filter_map(|(index, name)| forwarded(book, &key.at("forward_headers").index(index), &name)).collect();
+    let connections_max = book.count(key, "connections_max", written.connections_max, CONNECTIONS, CONNECTIONS_MAX);
+    Some(Http {
+        endpoints,
+        tls,
+        health,
+        idle_timeout: book.span(key, "idle_timeout", written.idle_timeout, HTTP_IDLE_TIMEOUT),
+        connections_max: usize::try_from(connections_max).unwrap_or(usize::MAX),
+        forward_headers,
+    })
+}
+
+fn client_tls(book: &mut Book<'_>, key: &Key, ca: Option<String>, certificate: Option<String>, private: Option<String>, sni: Option<String>) -> ClientTls {
+    let ca = ca.map(|path| book.readable(&key.at("ca"), &path));
+    if certificate.is_some() != private.is_some() {
+        let (here, there) = if certificate.is_some() { ("client_certificate", "client_key") } else { ("client_key", "client_certificate") };
+        book.missing(&key.at(there), format!("is missing beside `{here}`"));
+    }
+    let client = certificate.zip(private).map(|(certificate, private)| {
+        (book.readable(&key.at("client_certificate"), &certificate), book.private(&key.at("client_key"), &private))
+    });
+    let sni = sni.map(|name| super::edge::host(book, &key.at("sni"), &name));
+    ClientTls { ca, client, sni }
+}
+
+fn endpoint(book: &mut Book<'_>, key: &Key, text: &str, with_credential: bool) -> Option<Endpoint> {
+    const FORMS: &str = "expected `http://host:port/path`, `https://host/path` or `unix:/path/to.sock:/path`";
+    if let Some(rest) = text.strip_prefix("unix:") {
+        let Some((socket, path)) = rest.rsplit_once(":/").filter(|(socket, _)| !socket.is_empty()) else {
+            book.error(key, "the HTTP path is missing: write `unix:/path/to.sock:/mcp`");
+            return None;
+        };
+        let place: PathBuf = book.place(key, socket);
+        return Some(Endpoint { tls: false, authority: "localhost".to_owned(), place: Place::Unix(place), path: format!("/{path}") });
+    }
+    let url = match Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") => url,
+        _ => {
+            // INVARIANT: the text may have a password in it.
+            book.error(key, format!("is not a URL the gateway can call; {FORMS}"));
+            return None;
+        }
+    };
+    if !url.username().is_empty() || url.password().is_some() {
+        book.error(key, "must be without user and password: give the backend a `credential`");
+    }
+    if url.fragment().is_some() {
+        book.error(key, "must be without fragment");
+    }
+    let tls = url.scheme() == "https";
+    if with_credential && !tls && !is_loopback(&url) {
+        book.warn(key, "is plain http: the backend's credential crosses the network in the clear");
+    }
+    let host = match url.host()? {
+        Host::Domain(name) => name.to_owned(),
+        Host::Ipv4(address) => address.to_string(),
+        Host::Ipv6(address) => address.to_string(),
+    };
+    let bare = url.host_str()?;
+    let authority = url.port().map_or_else(|| bare.to_owned(), |port| format!("{bare}:{port}"));
+    let path = url.query().map_or_else(|| url.path().to_owned(), |query| format!("{}?{query}", url.path()));
+    Some(Endpoint { tls, authority, place: Place::Tcp { host, port: url.port_or_known_default()? }, path })
+}
+
+fn forwarded(book: &mut Book<'_>, key: &Key, name: &str) -> Option<String> {
+    let header = name.parse::<HeaderName>().ok();
+    let lower = header.as_ref().map(HeaderName::as_str);
+    match lower {
+        None => book.error(key, format!("`{}` is not a header's name", short(name))),
+        Some(lower) if OWN_HEADERS.contains(&lower) || lower.starts_with("mcp-") => {
+            book.error(key, format!("`{lower}` is never passed on: the gateway writes it itself, or it carries the caller's credential"));
+        }
+        Some(_) => return lower.map(str::to_owned),
+    }
+    None
+}
+
+fn credential(book: &mut Book<'_>, key: &Key, written: file::Credential) -> credentials::Config {
+    let name = written.header.unwrap_or_else(|| "authorization".to_owned());
+    let header = match name.parse::<HeaderName>() {
+        Ok(header) if header == http::header::AUTHORIZATION || header.as_str() == "x-api-key" => Some(header),
+        Ok(header) if OWN_HEADERS.contains(&header.as_str()) || header.as_str().starts_with("mcp-") => {
+            book.error(&key.at("header"), format!("`{header}` cannot carry a credential: the gateway writes it itself"));
+            None
+        }
+        Ok(header) => Some(header),
+        Err(_) => {
+            book.error(&key.at("header"), format!("`{}` is not a header's name", short(&name)));
+            None
+        }
+    };
+    let scheme = match written.scheme {
+        Some(scheme) if scheme == "none" => None,
+        Some(scheme) if scheme.is_empty() || !scheme.chars().all(|c| c.is_ascii_alphanumeric() || "-._~+".contains(c)) => {
+            book.error(&key.at("scheme"), "is one word such as `Bearer`, or `none`");
+            None
+        }
+        Some(scheme) => Some(scheme),
+        None => header.as_ref().filter(|header| **header == http::header::AUTHORIZATION).map(|_| "Bearer".to_owned()),
+    };
+    let Some(reference) = book.require(key, "value", written.value, "value: file:/run/secrets/token") else {
+        return credentials::Config::None;
+    };
+    let secret = book.secret(&key.at("value"), &reference);
+    let value = match &scheme {
+        Some(scheme) => Secret::new(format!("{scheme} {}", secret.expose())),
+        None => secret,
+    };
+    if HeaderValue::from_str(value.expose()).is_err() {
+        book.error(&key.at("value"), "the secret cannot be sent in a header: it has line breaks or characters that are not ASCII");
+    }
+    header.map_or(credentials::Config::None, |header| credentials::Config::Static { header, value })
+}
+
+fn stdio(book: &mut Book<'_>, key: &Key, written: file::Stdio) -> Option<Stdio> {
+    let command = book.require(key, "command", written.command, "command: [uvx, mcp-server-git]")?;
+    if command.first().is_none_or(String::is_empty) && !book.touched(&key.at("command")) {
+        book.error(&key.at("command"), "is empty: name the program and its arguments");
+    }
+    if command.iter().any(|word| word.contains('\0')) {
+        book.error(&key.at("command"), "has a zero byte in it");
+    }
+    let mut env = Vec::new();
+    for (name, variable) in written.env.unwrap_or_default() {
+        let key = key.at("env").at(&name);
+        if name.is_empty() || name.contains(['=', '\0']) {
+            book.error(&key, "is not the name of an environment variable");
+        }
+        let value = match variable {
+            Variable::Plain(text) => Secret::new(text),
+            Variable::Secret(reference) => book.secret(&key, &reference),
+        };
+        env.push((name, value));
+    }
+    let directory = written.directory.map(|path| {
+        let key = key.at("directory");
+        let path = book.place(&key, &path);
+        if book.options().check_files && !path.is_dir() {
+            book.error(&key, format!("`{}` is not a folder", path.display()));
+        }
+        path
+    });
+    let processes_max = book.count(key, "processes_max", written.processes_max, PROCESSES, PROCESSES_MAX);
+    Some(Stdio {
+        command,
+        env,
+        directory,
+        processes_max: usize::try_from(processes_max).unwrap_or(usize::MAX),
+        idle_timeout: book.span(key, "idle_timeout", written.idle_timeout, STDIO_IDLE_TIMEOUT),
+    })
+}

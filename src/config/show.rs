@@ -1,0 +1,386 @@
+//! The effective configuration as YAML: every default filled in, every secret masked. What it shows can be loaded again.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use super::Config;
+use super::Loaded;
+use super::LogFormat;
+use crate::audit;
+use crate::backend::remote;
+use crate::catalog::Effect;
+use crate::catalog::Mode;
+use crate::credentials;
+use crate::identity;
+use crate::identity::CertificateMatch;
+use crate::identity::Keys;
+use crate::limits;
+use crate::server;
+use crate::server::Address;
+use crate::server::ClientAuth;
+
+const MASK: &str = "***";
+
+/// What is in force with this configuration.
+pub fn show(loaded: &Loaded) -> String {
+    let mut text = String::new();
+    sheet(&loaded.config).write(&mut text, 0);
+    text
+}
+
+/// A value to be written; `Map` leaves out what is `Nothing`.
+enum Shown {
+    List(Vec<Shown>),
+    Map(Vec<(String, Shown)>),
+    Nothing,
+    Text(String),
+    /// Written as it is: numbers, `true`, `false`.
+    Word(String),
+}
+
+fn text(value: impl Display) -> Shown {
+    Shown::Text(value.to_string())
+}
+
+fn word(value: impl Display) -> Shown {
+    Shown::Word(value.to_string())
+}
+
+fn maybe<T>(value: Option<T>, shown: impl FnOnce(T) -> Shown) -> Shown {
+    value.map_or(Shown::Nothing, shown)
+}
+
+fn list<T>(items: impl IntoIterator<Item = T>, shown: impl FnMut(T) -> Shown) -> Shown {
+    Shown::List(items.into_iter().map(shown).collect())
+}
+
+fn unless_empty<T>(items: &[T], shown: impl FnMut(&T) -> Shown) -> Shown {
+    if items.is_empty() { Shown::Nothing } else { list(items, shown) }
+}
+
+fn map<const N: usize>(entries: [(&str, Shown); N]) -> Shown {
+    Shown::Map(entries.into_iter().map(|(name, shown)| (name.to_owned(), shown)).collect())
+}
+
+fn path(value: &std::path::Path) -> Shown {
+    text(value.display())
+}
+
+/// In the largest unit that fits evenly.
+fn span(value: Duration) -> Shown {
+    let ms = value.as_millis();
+    let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s")];
+    let fits = units.into_iter().find(|(unit, _)| ms > 0 && ms.is_multiple_of(*unit));
+    word(fits.map_or_else(|| format!("{ms}ms"), |(unit, name)| format!("{}{name}", ms / unit)))
+}
+
+fn size(value: usize) -> Shown {
+    let units = [(1024 * 1024 * 1024, "GiB"), (1024 * 1024, "MiB"), (1024, "KiB")];
+    let fits = units.into_iter().find(|(unit, _)| value > 0 && value.is_multiple_of(*unit));
+    word(fits.map_or_else(|| value.to_string(), |(unit, name)| format!("{}{name}", value / unit)))
+}
+
+fn mode(value: Mode) -> Shown {
+    word(value.as_str())
+}
+
+fn effect(value: Effect) -> Shown {
+    word(value.as_str())
+}
+
+fn sheet(config: &Config) -> Shown {
+    let admission = &config.server.admission;
+    map([
+        ("listeners", list(&config.server.listeners, listener)),
+        ("public_url", maybe(config.public_url.as_ref(), |url| text(url.as_str().trim_end_matches('/')))),
+        ("identity", identity(&config.identity)),
+        ("mode", mode(config.policy.mode)),
+        ("grants", unless_empty(&config.policy.grants, grant)),
+        ("policies", unless_empty(&config.policy.sources, |(name, _)| text(name))),
+        ("limits", limits(&config.limits)),
+        ("backends", Shown::Map(config.backends.iter().map(|one| (one.name.to_string(), backend(one))).collect())),
+        ("routes", list(&config.routes.routes, |route| {
+            map([
+                ("path", text(&route.path)),
+                ("host", maybe(route.host.as_ref(), text)),
+                ("backends", list([&route.backend], text)),
+                ("mode", maybe(route.mode, mode)),
+            ])
+        })),
+        ("admin", maybe(config.server.admin.as_ref(), |address| Shown::Map(address_of(address)))),
+        ("audit", audit(&config.audit)),
+        ("admission", map([
+            ("hosts", unless_empty(&admission.hosts, |host| text(host))),
+            ("origins", unless_empty(&admission.origins, |origin| text(origin))),
+            ("header_bytes_max", size(admission.header_bytes_max)),
+            ("body_bytes_max", size(admission.body_bytes_max)),
+            ("head_timeout", span(admission.head_timeout)),
+            ("body_timeout", span(admission.body_timeout)),
+            ("idle_timeout", span(admission.idle_timeout)),
+            ("request_timeout", span(admission.request_timeout)),
+            ("connections_max", word(admission.connections_max)),
+            ("keepalive_interval", span(admission.keepalive_interval)),
+            ("write_timeout", span(admission.write_timeout)),
+        ])),
+        ("shutdown_grace", span(config.server.shutdown_grace)),
+        ("log", map([
+            ("level", text(&config.log.level)),
+            ("format", word(match config.log.format {
+                LogFormat::Json => "json",
+                LogFormat::Text => "text",
+            })),
+        ])),
+    ])
+}
+
+fn address_of(address: &Address) -> Vec<(String, Shown)> {
+    match address {
+        Address::Tcp(address) => vec![("address".to_owned(), text(address))],
+        Address::Unix(path, bits) => {
+            let address = text(format!("unix:{}", path.display()));
+            vec![("address".to_owned(), address), ("socket_mode".to_owned(), text(format!("0{bits:o}")))]
+        }
+    }
+}
+
+fn listener(listener: &server::Listener) -> Shown {
+    let mut entries = address_of(&listener.address);
+    if let Some(tls) = &listener.tls {
+        let client_auth = match tls.client_auth {
+            ClientAuth::None => "none",
+            ClientAuth::Optional => "optional",
+            ClientAuth::Required => "required",
+        };
+        let shown = map([
+            ("certificate", path(&tls.certificate)),
+            ("key", path(&tls.key)),
+            ("client_ca", maybe(tls.client_ca.as_deref(), path)),
+            ("client_auth", word(client_auth)),
+        ]);
+        entries.push(("tls".to_owned(), shown));
+    }
+    Shown::Map(entries)
+}
+
+fn identity(config: &identity::Config) -> Shown {
+    let mut ways: Vec<Shown> = config.issuers.iter().map(|one| map([("oidc", issuer(one))])).collect();
+    ways.extend(config.api_keys.as_deref().map(|file| map([("api_keys", map([("file", path(file))]))])));
+    if !config.certificates.is_empty() {
+        ways.push(map([("certificates", list(&config.certificates, certificate))]));
+    }
+    ways.extend(config.anonymous.as_ref().map(|scopes| map([("anonymous", map([("scopes", list(scopes, text))]))])));
+    Shown::List(ways)
+}
+
+fn issuer(issuer: &identity::Issuer) -> Shown {
+    let (url, file) = match &issuer.keys {
+        Keys::Discover => (Shown::Nothing, Shown::Nothing),
+        Keys::File(file) => (Shown::Nothing, path(file)),
+        Keys::Url(url) => (text(url), Shown::Nothing),
+    };
+    map([
+        ("issuer", text(&issuer.issuer)),
+        ("audience", list(&issuer.audiences, text)),
+        ("jwks_url", url),
+        ("jwks_file", file),
+        ("algorithms", list(&issuer.algorithms, |algorithm| word(format_args!("{algorithm:?}")))),
+        ("leeway", span(issuer.leeway)),
+        ("tenant_claim", list(&issuer.tenant_claims, text)),
+        ("groups_claim", text(&issuer.groups_claim)),
+    ])
+}
+
+fn certificate(rule: &identity::CertificateRule) -> Shown {
+    let (name, value) = match &rule.matches {
+        CertificateMatch::Dns(glob) => ("dns", text(glob.glob())),
+        CertificateMatch::Fingerprint(hex) => ("fingerprint", text(hex)),
+        CertificateMatch::Spiffe(glob) => ("spiffe", text(glob.glob())),
+        CertificateMatch::Subject(subject) => ("subject", text(subject)),
+    };
+    map([(name, value), ("scopes", list(&rule.scopes, text)), ("tenant", maybe(rule.tenant.as_ref(), text))])
+}
+
+fn grant(grant: &crate::policy::Grant) -> Shown {
+    map([
+        ("scope", maybe(grant.scope.as_ref(), text)),
+        ("role", maybe(grant.role.as_ref(), text)),
+        ("group", maybe(grant.group.as_ref(), text)),
+        ("subject", maybe(grant.subject.as_ref(), text)),
+        ("allow", list(grant.allow.iter().copied(), effect)),
+        ("tools", unless_empty(&grant.tools, |glob| text(glob))),
+    ])
+}
+
+fn rate(rate: limits::Rate) -> Shown {
+    match span(rate.period) {
+        Shown::Word(period) => word(format_args!("{} per {period}", rate.calls)),
+        other => other,
+    }
+}
+
+fn bound(bound: &limits::Bound) -> Shown {
+    if *bound == limits::Bound::default() {
+        return Shown::Nothing;
+    }
+    map([("calls", maybe(bound.calls, rate)), ("concurrent", maybe(bound.concurrent, word))])
+}
+
+fn limits(config: &limits::Config) -> Shown {
+    let tools = unless_empty(&config.tools, |(glob, bound)| {
+        let calls = maybe(bound.calls, rate);
+        map([("tools", text(glob.glob())), ("calls", calls), ("concurrent", maybe(bound.concurrent, word))])
+    });
+    let shown = [
+        ("address", maybe(config.address, rate)),
+        ("principal", bound(&config.principal)),
+        ("tenant", bound(&config.tenant)),
+        ("tools", tools),
+    ];
+    if shown.iter().all(|(_, value)| matches!(value, Shown::Nothing)) { Shown::Nothing } else { map(shown) }
+}
+
+fn backend(config: &remote::Config) -> Shown {
+    let (http, stdio) = match &config.transport {
+        remote::Transport::Http(one) => (http(one), Shown::Nothing),
+        remote::Transport::Stdio(one) => (Shown::Nothing, stdio(one)),
+    };
+    let credential = match &config.credential {
+        credentials::Config::None => Shown::Nothing,
+        credentials::Config::Static { header, .. } => map([("header", text(header)), ("value", text(MASK))]),
+    };
+    map([
+        ("http", http),
+        ("stdio", stdio),
+        ("era", word(config.era.map_or("auto", crate::mcp::Era::as_str))),
+        ("effects", unless_empty(&config.effects.rules, |(glob, meant)| {
+            map([("tools", text(glob.glob())), ("effect", effect(*meant))])
+        })),
+        ("trust_annotations", word(config.effects.trust_annotations)),
+        ("mode", maybe(config.mode, mode)),
+        ("credential", credential),
+        ("connect_timeout", span(config.connect_timeout)),
+        ("read_timeout", config.read_timeout.map_or_else(|| word("none"), span)),
+        ("answer_bytes_max", size(config.answer_bytes_max)),
+        ("event_bytes_max", size(config.event_bytes_max)),
+        ("catalog_ttl", span(config.catalog_ttl)),
+    ])
+}
+
+fn http(http: &remote::Http) -> Shown {
+    let (certificate, key) = match &http.tls.client {
+        Some((certificate, key)) => (path(certificate), path(key)),
+        None => (Shown::Nothing, Shown::Nothing),
+    };
+    let (url, urls) = match http.endpoints.as_slice() {
+        [one] => (endpoint(one), Shown::Nothing),
+        several => (Shown::Nothing, list(several, endpoint)),
+    };
+    map([
+        ("url", url),
+        ("urls", urls),
+        ("ca", maybe(http.tls.ca.as_deref(), path)),
+        ("client_certificate", certificate),
+        ("client_key", key),
+        ("sni", maybe(http.tls.sni.as_ref(), text)),
+        ("health", maybe(http.health, |health| {
+            map([
+                ("interval", span(health.interval)),
+                ("timeout", span(health.timeout)),
+                ("unhealthy_after", word(health.unhealthy_after)),
+                ("healthy_after", word(health.healthy_after)),
+            ])
+        })),
+        ("idle_timeout", span(http.idle_timeout)),
+        ("connections_max", word(http.connections_max)),
+        ("forward_headers", unless_empty(&http.forward_headers, |name| text(name))),
+    ])
+}
+
+fn endpoint(endpoint: &remote::Endpoint) -> Shown {
+    match &endpoint.place {
+        remote::Place::Unix(socket) => text(format_args!("unix:{}:{}", socket.display(), endpoint.path)),
+        remote::Place::Tcp { .. } => {
+            let scheme = if endpoint.tls { "https" } else { "http" };
+            text(format_args!("{scheme}://{}{}", endpoint.authority, endpoint.path))
+        }
+    }
+}
+
+fn stdio(stdio: &remote::Stdio) -> Shown {
+    // What was `plain:` cannot be told from a secret any more, so all are masked.
+    let env = Shown::Map(stdio.env.iter().map(|(name, _)| (name.clone(), text(MASK))).collect());
+    map([
+        ("command", list(&stdio.command, text)),
+        ("env", if stdio.env.is_empty() { Shown::Nothing } else { env }),
+        ("directory", maybe(stdio.directory.as_deref(), path)),
+        ("processes_max", word(stdio.processes_max)),
+        ("idle_timeout", span(stdio.idle_timeout)),
+    ])
+}
+
+fn audit(config: &audit::Config) -> Shown {
+    let (file, stdout) = match &config.sink {
+        audit::Sink::None => return Shown::Nothing,
+        audit::Sink::File(file) => (path(file), Shown::Nothing),
+        audit::Sink::Stdout => (Shown::Nothing, word(true)),
+    };
+    let digest_key = maybe(config.digest_key.as_ref(), |_| text(MASK));
+    map([("file", file), ("stdout", stdout), ("fail_closed", word(config.fail_closed)), ("digest_key", digest_key)])
+}
+
+impl Shown {
+    fn is_nothing(&self) -> bool {
+        matches!(self, Shown::Nothing)
+    }
+
+    /// On the line of its key: scalars, lists of scalars, what is empty.
+    fn inline(&self) -> Option<String> {
+        match self {
+            Shown::Nothing => None,
+            Shown::Text(text) => Some(quoted(text)),
+            Shown::Word(word) => Some(word.clone()),
+            Shown::Map(entries) => entries.iter().all(|(_, shown)| shown.is_nothing()).then(|| "{}".to_owned()),
+            Shown::List(items) => {
+                let flat = items.iter().all(|item| matches!(item, Shown::Text(_) | Shown::Word(_)));
+                flat.then(|| format!("[{}]", items.iter().filter_map(Shown::inline).collect::<Vec<_>>().join(", ")))
+            }
+        }
+    }
+
+    fn write(&self, out: &mut String, indent: usize) {
+        let pad = " ".repeat(indent);
+        match self {
+            Shown::Map(entries) => {
+                for (name, shown) in entries.iter().filter(|(_, shown)| !shown.is_nothing()) {
+                    match shown.inline() {
+                        Some(value) => out.push_str(&format!("{pad}{}: {value}\n", quoted(name))),
+                        None => {
+                            out.push_str(&format!("{pad}{}:\n", quoted(name)));
+                            shown.write(out, indent + 2);
+                        }
+                    }
+                }
+            }
+            Shown::List(items) => {
+                for item in items {
+                    let mut inner = String::new();
+                    item.write(&mut inner, indent + 2);
+                    let first = inner.trim_start();
+                    out.push_str(&format!("{pad}- {}", if first.is_empty() { "{}\n" } else { first }));
+                }
+            }
+            Shown::Nothing => {}
+            Shown::Text(_) | Shown::Word(_) => out.push_str(&format!("{pad}{}\n", self.inline().unwrap_or_default())),
+        }
+    }
+}
+
+/// Plain where YAML cannot take it for anything else, in double quotes otherwise.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+    let starts = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/');
+    let taken = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"].contains(&text.to_ascii_lowercase().as_str());
+    // A colon is plain inside a word, as in a URL.
+    let colons = text.chars().all(|c| plain(c) || c == ':') && !text.ends_with(':');
+    if starts && colons && !taken { text.to_owned() } else { serde_json::Value::from(text).to_string() }
+}

@@ -1,0 +1,200 @@
+//! The life of one request, top to bottom. Read this file first.
+//!
+//! ```text
+//! admit → verify → parse → find → prepare → authorize → acquire → obtain → call → apply → close
+//! ```
+//!
+//! Each step returns the value the next one needs; there is no other way to get it.
+//! INVARIANT: one request, one reply, one audit record, also when a step fails, panics or the client leaves.
+
+mod apply;
+mod flow;
+mod house;
+mod legacy;
+mod list;
+mod open;
+mod prepare;
+mod rejection;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Instant;
+use std::time::SystemTime;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::HeaderValue;
+use http::header::ALLOW;
+use http::header::RETRY_AFTER;
+use http::header::WWW_AUTHENTICATE;
+
+pub use house::House;
+pub use house::Member;
+pub use legacy::Sealer;
+pub use rejection::Facts;
+pub use rejection::Rejection;
+pub use rejection::Side;
+
+use crate::audit::Audit;
+use crate::credentials;
+use crate::exchange::Peer;
+use crate::exchange::Reply;
+use crate::exchange::Request;
+use crate::exchange::RequestId;
+use crate::identity::challenge;
+use crate::mcp::Id;
+use crate::telemetry::metrics::Metrics;
+use apply::Desk;
+use apply::Outgoing;
+use open::Open;
+use prepare::Asked;
+
+/// The spine. One per process; what a reload changes is in the [`House`].
+pub struct Gateway {
+    house: ArcSwap<House>,
+    audit: Arc<Audit>,
+    metrics: Arc<Metrics>,
+    sealer: Arc<Sealer>,
+    lists: Arc<list::Lists>,
+}
+
+/// What is known of a request that was refused before it could become a [`Request`].
+#[derive(Debug)]
+pub struct Head {
+    pub id: RequestId,
+    /// As sent, at most 16 bytes.
+    pub http_method: String,
+    /// As sent, at most 256 bytes.
+    pub path: String,
+    pub peer: Arc<Peer>,
+    pub at: SystemTime,
+    pub started: Instant,
+    pub bytes_in: u64,
+}
+
+impl Gateway {
+    pub fn new(house: Arc<House>, audit: Arc<Audit>, metrics: Arc<Metrics>, sealer: Sealer) -> Gateway {
+        Gateway { house: ArcSwap::new(house), audit, metrics, sealer: Arc::new(sealer), lists: Arc::new(list::Lists::new()) }
+    }
+
+    /// The configuration in force. A request takes it once, so it sees one configuration from end to end.
+    pub fn house(&self) -> Arc<House> {
+        self.house.load_full()
+    }
+
+    /// Puts a new configuration in force and returns the old one.
+    pub fn swap(&self, house: Arc<House>) -> Arc<House> {
+        self.lists.clear();
+        self.house.swap(house)
+    }
+
+    /// Total: one request, one reply, one audit record. Dropping the future (the client left) still leaves a record.
+    pub async fn serve(&self, request: Request) -> Reply {
+        let house = self.house.load_full();
+        let mut open = Open::begin(&request, &self.audit, &self.metrics);
+        if !self.audit.available() {
+            return self.reject(&house, &request.path, open, Rejection::AuditUnavailable);
+        }
+        let work = AssertUnwindSafe(self.answer(&house, &request, &mut open)).catch_unwind();
+        let ended = pingora::time::timeout(request.deadline.saturating_duration_since(Instant::now()), work).await;
+        match ended {
+            Ok(Ok(Ok(outgoing))) => outgoing.into_reply(open),
+            Ok(Ok(Err(rejection))) => self.reject(&house, &request.path, open, rejection),
+            Ok(Err(_panic)) => self.reject(&house, &request.path, open, Rejection::Internal),
+            Err(_elapsed) => {
+                let backend = house.routes.find(&request.host, &request.path).map_or_else(|| "".into(), |route| route.backend.clone());
+                self.reject(&house, &request.path, open, Rejection::BackendTimeout { backend })
+            }
+        }
+    }
+
+    async fn answer(&self, house: &Arc<House>, request: &Request, open: &mut Open) -> Result<Outgoing, Rejection> {
+        let route = house.routes.find(&request.host, &request.path).ok_or(Rejection::NotFound)?;
+        let principal = house.identity.verify(request).await?; // 401 here, and only here
+        open.who(&principal);
+        let asked = Asked::read(request, open)?; // the message; headers agree with body
+        let member = house.member(route, open)?;
+        let mode = house.ceiling(route, member);
+        let session = asked.session(&self.sealer, &principal, member, request.at)?;
+        let call = prepare::call(asked, session, member, request).await?; // target and effect known
+        open.what(&call, mode, &self.audit);
+        let judged = prepare::Judged::of(&call, mode, request);
+        let permit = match house.policy.authorize(&principal, call, &judged.context) {
+            Ok(permit) => permit, // what was judged is what runs
+            Err(denial) => return Err(judged.refuse(denial, house, member, open, request).await),
+        };
+        judged.after(house, &principal, member)?;
+        open.allowed_by(&permit);
+        let slot = house.limits.acquire_for(&principal, &permit)?;
+        let credential = credentials::obtain(&member.credential, &permit);
+        let want = apply::Want::of(&permit);
+        let answer = open.timed(member.backend.call(permit, credential, request.deadline)).await?;
+        let desk = Desk {
+            lists: self.lists.clone(),
+            sealer: self.sealer.clone(),
+            house: house.clone(),
+            backend: member.backend.clone(),
+            principal,
+            context: judged.context,
+        };
+        desk.apply(answer, want, slot, request).await
+    }
+
+    /// An admission refusal: gets its reply and its record.
+    pub fn refuse(&self, head: Head, rejection: Rejection) -> Reply {
+        let house = self.house.load_full();
+        let path = head.path.clone();
+        self.reject(&house, &path, Open::begin_refused(head, &self.audit, &self.metrics), rejection)
+    }
+
+    /// Is this address within its rate, counted now? Before anything is read.
+    ///
+    /// # Errors
+    /// [`Rejection::RateLimited`].
+    pub fn admit(&self, peer: &Peer) -> Result<(), Rejection> {
+        Ok(self.house.load().limits.admit(peer.address)?)
+    }
+
+    /// The RFC 9728 document at a well-known path, for `GET` without a token. `None`: no such document.
+    pub fn metadata(&self, host: &str, path: &str) -> Option<Bytes> {
+        self.house.load().metadata(host, path)
+    }
+
+    /// Every refusal leaves here: status, headers, JSON-RPC error with the id, record.
+    fn reject(&self, house: &House, path: &str, open: Open, rejection: Rejection) -> Reply {
+        let era = open.era();
+        let facts = rejection.facts(era);
+        let body = error_body(open.id(), facts.code, &rejection.words(), rejection.data(era));
+        let mut reply = Reply::json(facts.status, body);
+        let metadata_url = || house.metadata_url(path);
+        let header = match &rejection {
+            Rejection::Identity { problem } if facts.status == 401 => {
+                Some((WWW_AUTHENTICATE, challenge::challenge(problem, metadata_url().as_deref(), &house.base_scopes(path))))
+            }
+            Rejection::InsufficientScope { scopes } => {
+                Some((WWW_AUTHENTICATE, challenge::insufficient_scope(scopes, metadata_url().as_deref())))
+            }
+            Rejection::MethodNotAllowed { allow } => Some((ALLOW, (*allow).to_owned())),
+            Rejection::RateLimited { retry_after, .. } => Some((RETRY_AFTER, rejection::seconds(*retry_after).to_string())),
+            _ if facts.retryable && facts.status >= 429 => Some((RETRY_AFTER, "1".to_owned())),
+            _ => None,
+        };
+        if let Some((name, value)) = header
+            && let Ok(value) = HeaderValue::try_from(value)
+        {
+            reply = reply.with(name, value);
+        }
+        open.refused(&rejection, facts, &reply);
+        reply
+    }
+}
+
+/// A JSON-RPC error message; `id` is null where it could not be read.
+fn error_body(id: Option<&Id>, code: i64, words: &str, data: Option<serde_json::Value>) -> Bytes {
+    let mut error = serde_json::json!({ "code": code, "message": words });
+    if let (Some(data), Some(members)) = (data, error.as_object_mut()) {
+        members.insert("data".to_owned(), data);
+    }
+    format!("{{\"jsonrpc\":\"2.0\",\"id\":{},\"error\":{error}}}", id.map_or("null", Id::as_json)).into()
+}

@@ -1,0 +1,231 @@
+//! What may leave: an upstream's answer is checked, filtered and turned into what goes to the client.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use http::HeaderName;
+use http::HeaderValue;
+use serde::Deserialize;
+
+use super::House;
+use super::Open;
+use super::Rejection;
+use super::Sealer;
+use super::flow::Flow;
+use super::list::Lists;
+use crate::backend;
+use crate::backend::Answer;
+use crate::backend::Backend;
+use crate::backend::Content;
+use crate::catalog::Operation;
+use crate::catalog::Session;
+use crate::exchange::Body;
+use crate::exchange::Reply;
+use crate::exchange::Request;
+use crate::limits::Slot;
+use crate::mcp::Era;
+use crate::mcp::Id;
+use crate::mcp::Incoming;
+use crate::mcp::Kind;
+use crate::mcp::Method;
+use crate::mcp::list::ListKind;
+use crate::mcp::sse::Event;
+use crate::policy;
+use crate::policy::Permit;
+use crate::principal::Principal;
+
+const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
+
+/// Events that may come before the answer to `initialize`.
+const EARLY_EVENTS_MAX: usize = 16;
+
+/// What answer the permitted call must have.
+#[derive(Clone)]
+pub(super) struct Want {
+    /// The id to be answered; `None` for notifications, responses, GET and DELETE.
+    pub(super) id: Option<Id>,
+    pub(super) era: Era,
+    pub(super) list: Option<ListKind>,
+    initialize: bool,
+    /// A GET stream: server messages, and replayed answers when resumed.
+    pub(super) stream: bool,
+}
+
+impl Want {
+    pub(super) fn of(permit: &Permit) -> Want {
+        match &permit.call().operation {
+            Operation::EndSession => Want { id: None, era: Era::Legacy, list: None, initialize: false, stream: false },
+            Operation::Stream { .. } => Want { id: None, era: Era::Legacy, list: None, initialize: false, stream: true },
+            Operation::Post(message) => Want {
+                id: match &message.kind {
+                    Kind::Request { id } => Some(id.clone()),
+                    Kind::Notification | Kind::Response { .. } => None,
+                },
+                era: message.era,
+                list: message.method.and_then(ListKind::of),
+                initialize: message.method == Some(Method::Initialize),
+                stream: false,
+            },
+        }
+    }
+}
+
+/// Everything the answer is judged with; owned, because a stream outlives its request.
+pub(super) struct Desk {
+    pub(super) lists: Arc<Lists>,
+    pub(super) sealer: Arc<Sealer>,
+    pub(super) house: Arc<House>,
+    pub(super) backend: Arc<dyn Backend>,
+    pub(super) principal: Arc<Principal>,
+    pub(super) context: policy::Context,
+}
+
+/// What goes to the client.
+pub(super) enum Outgoing {
+    Empty { status: u16 },
+    Json { status: u16, body: Bytes, session: Option<String>, error_code: Option<i64>, hidden: usize },
+    Events { flow: Box<Flow>, session: Option<String> },
+}
+
+impl Outgoing {
+    pub(super) fn into_reply(self, mut open: Open) -> Reply {
+        match self {
+            Outgoing::Empty { status } => {
+                let reply = Reply::empty(status);
+                open.reply("answered", &reply);
+                reply
+            }
+            Outgoing::Json { status, body, session, error_code, hidden } => {
+                let reply = with_session(Reply::json(status, body), session);
+                open.error_code(error_code);
+                open.hid(hidden);
+                open.reply("answered", &reply);
+                reply
+            }
+            Outgoing::Events { flow, session } => {
+                open.status(200);
+                let reply = Reply { status: 200, headers: Vec::new(), body: Body::Events(flow.start(open)) };
+                with_session(reply, session)
+            }
+        }
+    }
+}
+
+fn with_session(reply: Reply, session: Option<String>) -> Reply {
+    match session.and_then(|id| HeaderValue::try_from(id).ok()) {
+        Some(id) => reply.with(SESSION_ID, id),
+        None => reply,
+    }
+}
+
+impl Desk {
+    pub(super) async fn apply(self, answer: Answer, want: Want, slot: Slot, request: &Request) -> Result<Outgoing, Rejection> {
+        match answer.content {
+            Content::Empty => self.empty(answer.status, &want),
+            Content::Json(body) => self.json(answer.status, answer.session, body, &want, request.at),
+            Content::Events(events) => {
+                let mut events = events;
+                let mut early = Vec::new();
+                let session = match answer.session {
+                    Some(upstream) if want.initialize => {
+                        let version = negotiated(&mut events, &mut early).await.map_err(|rejection| match rejection {
+                            Rejection::Internal => self.breaks("initialize was answered without a version"),
+                            other => other,
+                        })?;
+                        self.seal(upstream, version, request.at)?
+                    }
+                    _ => None,
+                };
+                Ok(Outgoing::Events { flow: Box::new(Flow::new(early, events, want, slot, self)), session })
+            }
+        }
+    }
+
+    fn empty(&self, status: u16, want: &Want) -> Result<Outgoing, Rejection> {
+        match (status, &want.id) {
+            // An upstream without GET streams or without sessions to end says so.
+            (405, None) => Err(Rejection::MethodNotAllowed { allow: "POST" }),
+            (_, Some(_)) => Err(self.breaks("a request was answered by nothing")),
+            (200..=299, None) if want.stream => Err(self.breaks("a stream was answered by nothing")),
+            (200..=299, None) => Ok(Outgoing::Empty { status: if status == 204 { 204 } else { 202 } }),
+            _ => Err(self.breaks("an unexpected status")),
+        }
+    }
+
+    fn json(&self, status: u16, session: Option<String>, body: Bytes, want: &Want, now: SystemTime) -> Result<Outgoing, Rejection> {
+        let incoming = Incoming::read(&body).map_err(|what| self.breaks(what))?;
+        let Incoming::Response { id, error_code } = incoming else {
+            return Err(self.breaks("a request was answered by a message that is no response"));
+        };
+        let answers = match (&id, &want.id) {
+            (Some(got), Some(wanted)) => got.same(wanted),
+            // An error about a message whose id the upstream could not or need not read.
+            (None, _) => true,
+            (Some(_), None) => false,
+        };
+        if !answers {
+            return Err(self.breaks("the answer is to another request"));
+        }
+        let (body, hidden) = match (want.list, &want.id, error_code) {
+            (Some(kind), Some(id), None) => self.lists.filter(self, kind, &body, id).map_err(|what| self.breaks(what))?,
+            _ => (body, 0),
+        };
+        let session = match (session, error_code) {
+            (Some(upstream), None) if want.initialize => {
+                let version = version_of(&body).ok_or_else(|| self.breaks("initialize was answered without a version"))?;
+                self.seal(upstream, version, now)?
+            }
+            _ => None,
+        };
+        Ok(Outgoing::Json { status, body, session, error_code, hidden })
+    }
+
+    fn seal(&self, upstream: String, version: String, now: SystemTime) -> Result<Option<String>, Rejection> {
+        let session = Session { upstream, version };
+        let sealed = self.sealer.seal(&session, &self.principal, self.backend.name(), now);
+        sealed.map(Some).ok_or_else(|| self.breaks("the session id is malformed"))
+    }
+
+    fn breaks(&self, what: &str) -> Rejection {
+        let backend = self.backend.name().clone();
+        tracing::warn!(%backend, what, "the upstream's answer breaks the protocol");
+        Rejection::BackendProtocol { backend }
+    }
+
+    /// The answer to a list with only what this caller may use; `None` if it breaks the protocol.
+    pub(super) fn filter(&self, kind: ListKind, body: &Bytes, id: &Id) -> Option<(Bytes, usize)> {
+        self.lists.filter(self, kind, body, id).map_err(|what| self.breaks(what)).ok()
+    }
+}
+
+/// Reads on until the answer to `initialize` is there, because the session id in the headers needs its version.
+async fn negotiated(events: &mut BoxStream<'static, Result<Event, backend::Error>>, early: &mut Vec<Event>) -> Result<String, Rejection> {
+    while early.len() < EARLY_EVENTS_MAX {
+        let Some(event) = events.next().await else { break };
+        let event = event?;
+        let version = event.data.as_ref().and_then(|data| version_of(data));
+        early.push(event);
+        if let Some(version) = version {
+            return Ok(version);
+        }
+    }
+    Err(Rejection::Internal)
+}
+
+/// `result.protocolVersion` of an answer to `initialize`.
+fn version_of(answer: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Answer {
+        result: Option<Result>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Result {
+        protocol_version: Option<String>,
+    }
+    let answer: Answer = serde_json::from_slice(answer).ok()?;
+    answer.result?.protocol_version.filter(|version| Era::of(version) == Some(Era::Legacy))
+}

@@ -1,0 +1,84 @@
+//! `House`: everything one configuration brings, swapped as a whole on reload.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Open;
+use super::Rejection;
+use crate::backend::Backend;
+use crate::catalog::Mode;
+use crate::credentials;
+use crate::identity::Identity;
+use crate::identity::challenge;
+use crate::limits::Limits;
+use crate::policy::Policy;
+use crate::route;
+use crate::route::Route;
+
+const WELL_KNOWN: &str = "/.well-known/oauth-protected-resource";
+
+/// The rooms as configured.
+pub struct House {
+    pub identity: Identity,
+    pub limits: Limits,
+    pub members: HashMap<Arc<str>, Member>,
+    pub mode: Mode,
+    pub policy: Policy,
+    pub public_url: Option<url::Url>,
+    pub routes: route::Config,
+}
+
+/// One backend with what the configuration says about it.
+pub struct Member {
+    pub backend: Arc<dyn Backend>,
+    pub credential: credentials::Config,
+    pub mode: Option<Mode>,
+    /// Equal fingerprints mean the same backend, its files and secrets included.
+    pub fingerprint: [u8; 32],
+}
+
+impl House {
+    pub(super) fn member(&self, route: &Route, open: &mut Open) -> Result<&Member, Rejection> {
+        open.on(route);
+        // INVARIANT: configuration refuses a route to an unknown backend.
+        self.members.get(&route.backend).ok_or(Rejection::Internal)
+    }
+
+    /// The lowest of all ceilings that apply.
+    pub(super) fn ceiling(&self, route: &Route, member: &Member) -> Mode {
+        [route.mode, member.mode].into_iter().flatten().fold(self.mode, Mode::min)
+    }
+
+    /// Where the metadata of the route at this path stands; `None` without a public URL or without such a route.
+    pub(super) fn metadata_url(&self, path: &str) -> Option<String> {
+        let base = self.base()?;
+        self.routes.routes.iter().any(|route| route.path == path).then(|| format!("{base}{WELL_KNOWN}{path}"))
+    }
+
+    /// The scopes a client should ask for first: the least that opens this route.
+    pub(super) fn base_scopes(&self, path: &str) -> Vec<String> {
+        let route = self.routes.routes.iter().find(|route| route.path == path);
+        route.map(|route| self.policy.scopes_for(&route.backend)).unwrap_or_default()
+    }
+
+    pub(super) fn metadata(&self, host: &str, path: &str) -> Option<Bytes> {
+        let suffix = path.strip_prefix(WELL_KNOWN)?;
+        let base = self.base()?;
+        let route = match suffix {
+            // The root form names a resource only where there is no doubt which.
+            "" | "/" => self.routes.routes.first().filter(|_| self.routes.routes.len() == 1)?,
+            path => self.routes.find(host, path)?,
+        };
+        let servers = self.identity.issuers();
+        if servers.is_empty() {
+            return None;
+        }
+        Some(challenge::metadata(&format!("{base}{}", route.path), &servers, &self.policy.scopes_for(&route.backend)))
+    }
+
+    fn base(&self) -> Option<&str> {
+        self.public_url.as_ref().map(|url| url.as_str().trim_end_matches('/'))
+    }
+}

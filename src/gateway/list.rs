@@ -1,0 +1,156 @@
+//! Lists answer from the same judgement as calls: what may not be called is not shown.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use moka::sync::Cache;
+
+use super::apply::Desk;
+use crate::catalog::Decl;
+use crate::catalog::Effect;
+use crate::catalog::Kind;
+use crate::mcp::Id;
+use crate::mcp::list::ListKind;
+use crate::mcp::list::Page;
+
+/// Filtered pages kept, in bytes of input and output together.
+const CACHE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// A page that was filtered once, for one authority.
+struct Filtered {
+    input: Bytes,
+    /// Where the id stands in `input`, and in `output`.
+    input_id: (usize, usize),
+    output: Bytes,
+    output_id: (usize, usize),
+    hidden: usize,
+}
+
+/// The pages filtered lately. A server sends the same list again and again; only the id differs.
+pub(super) struct Lists {
+    cache: Cache<(u128, Arc<str>, ListKind), Arc<Filtered>>,
+}
+
+impl Lists {
+    pub(super) fn new() -> Lists {
+        let weigher = |_: &_, page: &Arc<Filtered>| u32::try_from(page.input.len() + page.output.len()).unwrap_or(u32::MAX);
+        Lists { cache: Cache::builder().max_capacity(CACHE_BYTES_MAX).weigher(weigher).build() }
+    }
+
+    pub(super) fn clear(&self) {
+        self.cache.invalidate_all();
+    }
+
+    /// The answer with only what this caller may use, and how many entries were hidden.
+    ///
+    /// # Errors
+    /// What breaks the protocol.
+    pub(super) fn filter(&self, desk: &Desk, kind: ListKind, answer: &Bytes, id: &Id) -> Result<(Bytes, usize), &'static str> {
+        let authority = desk.principal.authority() ^ desk.context.mode as u128;
+        let key = (authority, desk.backend.name().clone(), kind);
+        if let Some(known) = self.cache.get(&key)
+            && let Some(output) = known.answer_for(answer, id)
+        {
+            return Ok((output, known.hidden));
+        }
+        let page = Page::parse(kind, answer)?;
+        if kind == ListKind::Tools {
+            desk.backend.learn(&page.entries);
+        }
+        let decls = declared(desk, kind, &page);
+        let judged = desk.house.policy.list(&desk.principal, &decls, &desk.context);
+        let keep: Vec<bool> = page.entries.iter().zip(&judged.listed).map(|(entry, listed)| entry.valid && *listed).collect();
+        let hidden = keep.iter().filter(|keep| !**keep).count();
+        let output = page.keep(&keep);
+        if judged.cacheable
+            && let (Some(input_id), Some(output_id)) = (id_span(answer, id), id_span(&output, id))
+        {
+            let filtered = Filtered { input: answer.clone(), input_id, output: output.clone(), output_id, hidden };
+            self.cache.insert(key, Arc::new(filtered));
+        }
+        Ok((output, hidden))
+    }
+}
+
+impl Filtered {
+    /// The remembered output with another id, if the new input differs from the remembered one in nothing but its id.
+    fn answer_for(&self, answer: &Bytes, id: &Id) -> Option<Bytes> {
+        let id = id.as_json().as_bytes();
+        let (start, end) = self.input_id;
+        let (head, tail) = (self.input.get(..start)?, self.input.get(end..)?);
+        let rest = answer.strip_prefix(head)?.strip_prefix(id)?;
+        if rest != tail {
+            return None;
+        }
+        let (start, end) = self.output_id;
+        let mut out = Vec::with_capacity(self.output.len() + id.len());
+        out.extend_from_slice(self.output.get(..start)?);
+        out.extend_from_slice(id);
+        out.extend_from_slice(self.output.get(end..)?);
+        Some(out.into())
+    }
+}
+
+/// Where the id's text stands, if the answer begins with an envelope whose id comes before anything long.
+fn id_span(answer: &[u8], id: &Id) -> Option<(usize, usize)> {
+    const NEAR: usize = 512;
+    let near = answer.get(..answer.len().min(NEAR))?;
+    let text = id.as_json().as_bytes();
+    let at = near.windows(4).position(|window| window == b"\"id\"")?;
+    // Only the envelope's own `id` counts: nothing that could hold another one may stand before it.
+    if near.get(1..at)?.contains(&b'{') {
+        return None;
+    }
+    let after = at + 4 + near.get(at + 4..)?.iter().position(|byte| !matches!(byte, b':' | b' '))?;
+    answer.get(after..)?.starts_with(text).then_some((after, after + text.len()))
+}
+
+/// The declarations of a page's entries: tools from the catalog that just learned them, the rest are reads.
+fn declared(desk: &Desk, kind: ListKind, page: &Page) -> Vec<Arc<Decl>> {
+    let backend = desk.backend.name();
+    let catalog = desk.backend.catalog();
+    let plain = |kind: Kind, name: &str, effect: Effect| Arc::new(Decl::plain(kind, backend.clone(), name, effect));
+    let one = |name: &str| match kind {
+        // Not learned means not valid; it is hidden whatever policy says.
+        ListKind::Tools => catalog.tools.get(name).cloned().unwrap_or_else(|| plain(Kind::Tool, name, Effect::Destroy)),
+        ListKind::Prompts => plain(Kind::Prompt, name, Effect::Read),
+        ListKind::Resources | ListKind::Templates => plain(Kind::Resource, name, Effect::Read),
+    };
+    page.entries.iter().map(|entry| one(&entry.name)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filtered(input: &str, output: &str, id: &str) -> Filtered {
+        let id = Id::from_json(id).expect("id");
+        let (input, output) = (Bytes::copy_from_slice(input.as_bytes()), Bytes::copy_from_slice(output.as_bytes()));
+        let (input_id, output_id) = (id_span(&input, &id).expect("id"), id_span(&output, &id).expect("id"));
+        Filtered { input, input_id, output, output_id, hidden: 1 }
+    }
+
+    #[test]
+    fn the_same_list_with_another_id_is_known() {
+        let known = filtered(r#"{"jsonrpc":"2.0","id":1,"result":[1,2]}"#, r#"{"jsonrpc":"2.0","id":1,"result":[1]}"#, "1");
+        let id = Id::from_json("\"x\"").expect("id");
+        let answer = known.answer_for(&Bytes::from_static(br#"{"jsonrpc":"2.0","id":"x","result":[1,2]}"#), &id);
+        assert_eq!(answer.as_deref(), Some(&br#"{"jsonrpc":"2.0","id":"x","result":[1]}"#[..]));
+    }
+
+    #[test]
+    fn a_list_that_differs_in_one_byte_is_not_known() {
+        let known = filtered(r#"{"jsonrpc":"2.0","id":1,"result":[1,2]}"#, r#"{"jsonrpc":"2.0","id":1,"result":[1]}"#, "1");
+        let id = Id::from_json("1").expect("id");
+        for other in [r#"{"jsonrpc":"2.0","id":1,"result":[1,3]}"#, r#"{"jsonrpc":"2.0","id":11,"result":[1,2]}"#, r#"{"jsonrpc":"2.0","id":1,"result":[1,2]} "#] {
+            assert_eq!(known.answer_for(&Bytes::copy_from_slice(other.as_bytes()), &id), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn an_id_inside_the_result_is_not_the_envelopes() {
+        let id = Id::from_json("1").expect("id");
+        assert_eq!(id_span(br#"{"result":{"id":1},"id":1}"#, &id), None);
+        assert_eq!(id_span(br#"{"id":1,"result":{"id":1}}"#, &id), Some((6, 7)));
+    }
+}

@@ -1,0 +1,217 @@
+//! `Open`: the record of a request that is still alive. It is written exactly once: when closed, or when dropped.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Facts;
+use super::Head;
+use super::Rejection;
+use crate::audit;
+use crate::audit::Audit;
+use crate::audit::Record;
+use crate::backend;
+use crate::backend::Answer;
+use crate::catalog::Call;
+use crate::catalog::Mode;
+use crate::exchange::Body;
+use crate::exchange::Peer;
+use crate::exchange::Reply;
+use crate::exchange::Request;
+use crate::mcp::Era;
+use crate::mcp::Id;
+use crate::policy::Denial;
+use crate::policy::Permit;
+use crate::principal::Principal;
+use crate::route::Route;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace::Trace;
+
+pub(super) struct Open {
+    record: Record,
+    id: Option<Id>,
+    era: Option<Era>,
+    started: Instant,
+    audit: Arc<Audit>,
+    metrics: Arc<Metrics>,
+    closed: bool,
+}
+
+impl Open {
+    pub(super) fn begin(request: &Request, audit: &Arc<Audit>, metrics: &Arc<Metrics>) -> Open {
+        let record = Record {
+            at: audit::timestamp(request.at),
+            request_id: request.id.to_string(),
+            http_method: request.verb.as_str(),
+            path: request.path.clone(),
+            bytes_in: request.body.len() as u64,
+            trace_id: trace_of(request),
+            ..Open::of_peer(&request.peer)
+        };
+        metrics.in_flight.inc();
+        Open { record, id: None, era: None, started: request.started, audit: audit.clone(), metrics: metrics.clone(), closed: false }
+    }
+
+    pub(super) fn begin_refused(head: Head, audit: &Arc<Audit>, metrics: &Arc<Metrics>) -> Open {
+        let record = Record {
+            at: audit::timestamp(head.at),
+            request_id: head.id.to_string(),
+            http_method: known_method(&head.http_method),
+            path: head.path,
+            bytes_in: head.bytes_in,
+            ..Open::of_peer(&head.peer)
+        };
+        metrics.in_flight.inc();
+        Open { record, id: None, era: None, started: head.started, audit: audit.clone(), metrics: metrics.clone(), closed: false }
+    }
+
+    fn of_peer(peer: &Peer) -> Record {
+        Record { peer: peer.address.map(|address| address.to_string()), listener: peer.listener.clone(), ..Record::default() }
+    }
+
+    /// The id to answer with, once it could be read.
+    pub(super) fn id(&self) -> Option<&Id> {
+        self.id.as_ref()
+    }
+
+    pub(super) fn era(&self) -> Option<Era> {
+        self.era
+    }
+
+    pub(super) fn asks(&mut self, id: Option<&Id>, era: Era) {
+        self.id = id.cloned();
+        self.era = Some(era);
+        self.record.era = Some(era.as_str());
+    }
+
+    pub(super) fn method(&mut self, method: &str) {
+        self.record.method = Some(method.to_owned());
+    }
+
+    pub(super) fn who(&mut self, principal: &Principal) {
+        self.record.auth = Some(principal.method.as_str());
+        self.record.subject = Some(principal.subject.clone());
+        self.record.issuer = Some(principal.issuer.clone());
+        self.record.actor.clone_from(&principal.actor);
+        self.record.client.clone_from(&principal.client);
+        self.record.tenant.clone_from(&principal.tenant);
+    }
+
+    pub(super) fn on(&mut self, route: &Route) {
+        self.record.route = Some(route.path.as_str().into());
+        self.record.backend = Some(route.backend.clone());
+    }
+
+    pub(super) fn what(&mut self, call: &Call, mode: Mode, audit: &Audit) {
+        self.record.target = Some(call.decl.name.to_string());
+        self.record.effect = Some(call.effect.as_str());
+        self.record.mode = Some(mode.as_str());
+        self.record.args_digest = call.arguments().map(|arguments| audit.digest_args(arguments));
+    }
+
+    pub(super) fn target(&mut self, target: &str) {
+        self.record.target = Some(target.to_owned());
+    }
+
+    pub(super) fn allowed_by(&mut self, permit: &Permit) {
+        self.record.decision = Some("allowed");
+        self.record.policies = permit.policies().to_vec();
+    }
+
+    pub(super) fn denied_by(&mut self, denial: &Denial) {
+        self.record.decision = Some("refused");
+        self.record.denial = Some(denial.reason.as_str());
+        self.record.policies = denial.policies.to_vec();
+    }
+
+    /// Runs an upstream call and notes how long it took to the start of its answer.
+    pub(super) async fn timed(&mut self, call: impl Future<Output = Result<Answer, backend::Error>>) -> Result<Answer, backend::Error> {
+        let from = Instant::now();
+        let answer = call.await;
+        self.record.upstream_us = Some(micros(from));
+        if let Err(error) = &answer {
+            tracing::warn!(request_id = %self.record.request_id, %error, "upstream call failed");
+        }
+        answer
+    }
+
+    pub(super) fn error_code(&mut self, code: Option<i64>) {
+        self.record.error_code = code;
+    }
+
+    /// Entries of a list that this caller does not see.
+    pub(super) fn hid(&mut self, hidden: usize) {
+        self.record.hidden += hidden as u64;
+    }
+
+    pub(super) fn streamed(&mut self, bytes: usize) {
+        self.record.bytes_out += bytes as u64;
+        self.record.events_out += 1;
+    }
+
+    pub(super) fn refused(mut self, rejection: &Rejection, facts: Facts, reply: &Reply) {
+        self.record.decision = Some("refused");
+        self.record.reason = Some(facts.reason);
+        self.record.limit = rejection.limit();
+        self.record.error_code = Some(facts.code);
+        tracing::info!(
+            request_id = %self.record.request_id, reason = facts.reason, side = facts.side.as_str(), status = facts.status,
+            "request refused: {}", rejection.words()
+        );
+        let failed = facts.side != super::Side::Downstream;
+        self.reply(if failed { "failed" } else { "refused" }, reply);
+    }
+
+    /// Closes with a whole reply.
+    pub(super) fn reply(mut self, outcome: &'static str, reply: &Reply) {
+        self.record.bytes_out = match &reply.body {
+            Body::Full(bytes) => bytes.len() as u64,
+            Body::Empty | Body::Events(_) => 0,
+        };
+        self.record.status = Some(reply.status);
+        self.close(outcome);
+    }
+
+    pub(super) fn status(&mut self, status: u16) {
+        self.record.status = Some(status);
+    }
+
+    pub(super) fn reason(&mut self, reason: &'static str) {
+        self.record.reason = Some(reason);
+    }
+
+    pub(super) fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    pub(super) fn close(&mut self, outcome: &'static str) {
+        if self.closed {
+            return;
+        }
+        self.closed = true;
+        self.record.outcome = Some(outcome);
+        self.record.duration_us = micros(self.started);
+        self.metrics.in_flight.dec();
+        self.metrics.observe(&self.record);
+        self.audit.record(std::mem::take(&mut self.record));
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        // Dropped while alive: the client left, or the process is going down.
+        self.close("client_gone");
+    }
+}
+
+fn micros(from: Instant) -> u64 {
+    from.elapsed().as_micros().try_into().unwrap_or(u64::MAX)
+}
+
+fn known_method(sent: &str) -> &'static str {
+    ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "CONNECT", "TRACE"].into_iter().find(|known| *known == sent).unwrap_or("other")
+}
+
+fn trace_of(request: &Request) -> Option<String> {
+    let sent = request.single_header("traceparent").ok().flatten()?;
+    Trace::parse(sent).map(|trace| trace.trace_id())
+}

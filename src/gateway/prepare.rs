@@ -1,0 +1,204 @@
+//! From bytes to a `Call` that can be judged: which message, which declaration, which effect; and the words of a no.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::House;
+use super::Member;
+use super::Open;
+use super::Rejection;
+use super::Sealer;
+use crate::catalog::Action;
+use crate::catalog::Call;
+use crate::catalog::Decl;
+use crate::catalog::Effect;
+use crate::catalog::Kind;
+use crate::catalog::Operation;
+use crate::catalog::Session;
+use crate::credentials;
+use crate::exchange::Request;
+use crate::exchange::Verb;
+use crate::mcp;
+use crate::mcp::Era;
+use crate::mcp::Message;
+use crate::mcp::Method;
+use crate::policy;
+use crate::policy::Denial;
+use crate::principal::Principal;
+
+/// What the client asks for, read and checked; nothing is looked up yet.
+pub(super) struct Asked {
+    operation: Operation,
+    era: Era,
+    /// `Mcp-Session-Id` as sent; only the legacy era knows it.
+    sealed: Option<String>,
+    /// `MCP-Protocol-Version` as sent, a version we know.
+    version: Option<String>,
+}
+
+impl Asked {
+    pub(super) fn read(request: &Request, open: &mut Open) -> Result<Asked, Rejection> {
+        let version = request.single_header("mcp-protocol-version").ok().flatten().map(str::trim);
+        let header_era = version.and_then(Era::of);
+        let (operation, era) = match request.verb {
+            Verb::Post => {
+                let message = mcp::parse(request).map_err(|fault| {
+                    open.asks(fault.id.as_ref(), fault.era.or(header_era).unwrap_or(Era::Legacy));
+                    Rejection::Message { kind: fault.kind }
+                })?;
+                open.asks(message.id(), message.era);
+                open.method(message.method.map_or("response", Method::as_str));
+                let era = message.era;
+                (Operation::Post(message), era)
+            }
+            // SPEC: 2026-07-28 streamable-http: POST only.
+            Verb::Get | Verb::Delete if header_era == Some(Era::Modern) => return Err(Rejection::MethodNotAllowed { allow: "POST" }),
+            Verb::Get => {
+                let last_event_id = request.single_header("last-event-id").map_err(|()| Rejection::BadRequest { what: "Last-Event-ID" })?;
+                (Operation::Stream { last_event_id: last_event_id.map(str::to_owned) }, Era::Legacy)
+            }
+            Verb::Delete => (Operation::EndSession, Era::Legacy),
+        };
+        if version.is_some() && header_era.is_none() {
+            let requested = version.unwrap_or_default().chars().take(64).collect();
+            return Err(Rejection::Message { kind: mcp::FaultKind::UnsupportedVersion { requested } });
+        }
+        let sealed = request.single_header("mcp-session-id").map_err(|()| Rejection::BadRequest { what: "Mcp-Session-Id" })?;
+        let asked = Asked { operation, era, sealed: sealed.map(str::to_owned), version: version.map(str::to_owned) };
+        if asked.is_initialize() || era == Era::Modern {
+            return Ok(Asked { sealed: None, ..asked });
+        }
+        Ok(asked)
+    }
+
+    fn message(&self) -> Option<&Message> {
+        match &self.operation {
+            Operation::Post(message) => Some(message),
+            Operation::EndSession | Operation::Stream { .. } => None,
+        }
+    }
+
+    fn is_initialize(&self) -> bool {
+        self.message().is_some_and(|message| message.method == Some(Method::Initialize))
+    }
+
+    /// The legacy session the client is in. An id that does not open is an unknown session, whatever the reason.
+    pub(super) fn session(&self, sealer: &Sealer, owner: &Principal, member: &Member, now: SystemTime) -> Result<Option<Session>, Rejection> {
+        let Some(sealed) = &self.sealed else {
+            return match self.operation {
+                // Nothing to end.
+                Operation::EndSession => Err(Rejection::MethodNotAllowed { allow: "GET, POST" }),
+                Operation::Post(_) | Operation::Stream { .. } => Ok(None),
+            };
+        };
+        sealer.unseal(sealed, owner, member.backend.name(), now).map(Some).ok_or(Rejection::SessionUnknown)
+    }
+}
+
+/// Finds what the message is about. An unknown tool makes us ask the backend once more before we say so.
+pub(super) async fn call(asked: Asked, session: Option<Session>, member: &Member, request: &Request) -> Result<Call, Rejection> {
+    let (action, decl) = match asked.message() {
+        Some(message) => declared(message, member, request).await?,
+        None => (Action::Connect, connect(member)),
+    };
+    let version = match (&asked.operation, &session) {
+        // SPEC: the header belongs to every request after `initialize`.
+        (Operation::Post(message), _) if message.method == Some(Method::Initialize) => None,
+        (_, Some(session)) if asked.era == Era::Legacy => asked.version.or_else(|| Some(session.version.clone())),
+        _ => asked.version,
+    };
+    Ok(Call { action, effect: decl.effect, decl, operation: asked.operation, session, version })
+}
+
+fn connect(member: &Member) -> Arc<Decl> {
+    let name = member.backend.name();
+    Arc::new(Decl::plain(Kind::Backend, name.clone(), name, Effect::Read))
+}
+
+async fn declared(message: &Message, member: &Member, request: &Request) -> Result<(Action, Arc<Decl>), Rejection> {
+    let plain = |kind, name: &str| Arc::new(Decl::plain(kind, member.backend.name().clone(), name, Effect::Read));
+    let name = message.params.name.as_deref().unwrap_or_default();
+    let uri = message.params.uri.as_deref().unwrap_or_default();
+    Ok(match message.method {
+        Some(Method::ToolsCall) => (Action::Call, tool(name, member, request).await?),
+        Some(Method::PromptsGet) => (Action::Get, plain(Kind::Prompt, name)),
+        Some(Method::ResourcesRead | Method::ResourcesSubscribe | Method::ResourcesUnsubscribe) => (Action::Read, plain(Kind::Resource, uri)),
+        Some(Method::CompletionComplete) => match &message.params.reference {
+            Some(mcp::Reference::Prompt(name)) => (Action::Complete, plain(Kind::Prompt, name)),
+            Some(mcp::Reference::Resource(uri)) => (Action::Complete, plain(Kind::Resource, uri)),
+            None => (Action::Connect, connect(member)),
+        },
+        _ => (Action::Connect, connect(member)),
+    })
+}
+
+/// A name that is in no catalog, also after asking again, is a tool of the highest effect that nobody declared: policy
+/// judges it like any hidden tool, and only then it is called unknown.
+async fn tool(name: &str, member: &Member, request: &Request) -> Result<Arc<Decl>, Rejection> {
+    if let Some(decl) = member.backend.catalog().tools.get(name) {
+        return Ok(decl.clone());
+    }
+    let own = credentials::own(&member.credential);
+    let asked = member.backend.refresh(own, request.deadline).await;
+    let unknown = || Rejection::UnknownTool { name: name.to_owned() };
+    match asked {
+        Ok(catalog) => catalog.tools.get(name).cloned().ok_or_else(unknown),
+        // With a catalog in hand the answer must not tell a hidden tool from a missing one.
+        Err(_) if !member.backend.catalog().tools.is_empty() => Err(unknown()),
+        Err(error) => {
+            tracing::warn!(backend = %member.backend.name(), %error, "the tool catalog cannot be fetched");
+            Err(error.into())
+        }
+    }
+}
+
+/// What is needed after the call went into the judgement: its context, and the words if the answer is no.
+pub(super) struct Judged {
+    pub(super) context: policy::Context,
+    action: Action,
+    kind: Kind,
+    name: Arc<str>,
+    subscriptions: Vec<String>,
+    /// A mirrored argument header that lies. Told only to those who may call the tool.
+    headers: Result<(), mcp::FaultKind>,
+}
+
+impl Judged {
+    pub(super) fn of(call: &Call, mode: crate::catalog::Mode, request: &Request) -> Judged {
+        let context =
+            policy::Context { mode, ip: request.peer.address, mtls: request.peer.certificate.is_some(), now: request.at };
+        let headers = call.message().map_or(Ok(()), |message| mcp::check_params(request, message, &call.decl.headers));
+        let subscriptions = call.message().map(|message| message.params.subscriptions.clone()).unwrap_or_default();
+        Judged { context, action: call.action, kind: call.decl.kind, name: call.decl.name.clone(), subscriptions, headers }
+    }
+
+    /// The rejection for a denial. Hidden is unknown: same words, same work, as for what does not exist.
+    pub(super) async fn refuse(&self, denial: Denial, house: &House, member: &Member, open: &mut Open, request: &Request) -> Rejection {
+        open.denied_by(&denial);
+        let name = || self.name.to_string();
+        match (self.action, self.kind) {
+            (Action::Connect, _) | (_, Kind::Backend) => Rejection::InsufficientScope { scopes: house.policy.scopes_for(member.backend.name()) },
+            (_, Kind::Prompt) => Rejection::UnknownPrompt { name: name() },
+            (_, Kind::Resource) => Rejection::UnknownResource { uri: name() },
+            (_, Kind::Tool) if denial.listed => Rejection::ArgumentsDenied { tool: name() },
+            (_, Kind::Tool) => {
+                // A missing tool makes us ask the backend; so does a hidden one, or the clock would tell them apart.
+                // The outcome does not matter here: the catalog keeps what it learns.
+                drop(member.backend.refresh(credentials::own(&member.credential), request.deadline).await);
+                Rejection::UnknownTool { name: name() }
+            }
+        }
+    }
+
+    /// What only a permitted caller is told: lying headers, and resources in a subscription that they may not read.
+    pub(super) fn after(&self, house: &House, principal: &Principal, member: &Member) -> Result<(), Rejection> {
+        self.headers.clone().map_err(|kind| Rejection::Message { kind })?;
+        for uri in &self.subscriptions {
+            let decl = Decl::plain(Kind::Resource, member.backend.name().clone(), uri, Effect::Read);
+            if !house.policy.lists(principal, &decl, &self.context) {
+                return Err(Rejection::UnknownResource { uri: uri.clone() });
+            }
+        }
+        Ok(())
+    }
+}

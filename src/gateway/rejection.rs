@@ -1,0 +1,309 @@
+//! Every refusal in one closed table: status, JSON-RPC code, public words, reason slug, side, retryable.
+//!
+//! The words go to the client: no upstream text, no policy ids, nothing secret. The reason slug is also the metric
+//! label and the audit field. A hidden tool and a tool that does not exist are the same rejection.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::backend;
+use crate::identity;
+use crate::limits::Limited;
+use crate::mcp;
+use crate::mcp::Era;
+use crate::mcp::FaultKind;
+use crate::mcp::error;
+
+/// Whose fault it is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Side {
+    Downstream,
+    Internal,
+    Upstream,
+}
+
+impl Side {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Side::Downstream => "downstream",
+            Side::Internal => "internal",
+            Side::Upstream => "upstream",
+        }
+    }
+}
+
+/// A request we refuse, any reason. Closed: a new reason must break the build until it has words.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Rejection {
+    // admission
+    BadHost,
+    BadOrigin,
+    BadPath,
+    BadRequest { what: &'static str },
+    BodyTimeout,
+    BodyTooLarge { bytes_max: usize },
+    Draining,
+    HeadersTooLarge,
+    MethodNotAllowed { allow: &'static str },
+    NotAcceptable,
+    NotFound,
+    Overloaded,
+    UnsupportedMediaType,
+    // identity
+    Identity { problem: identity::Error },
+    // message
+    Message { kind: FaultKind },
+    SessionUnknown,
+    // policy
+    ArgumentsDenied { tool: String },
+    InsufficientScope { scopes: Vec<String> },
+    UnknownPrompt { name: String },
+    UnknownResource { uri: String },
+    UnknownTool { name: String },
+    // limits
+    RateLimited { limit: &'static str, retry_after: Duration },
+    TooManyConcurrent { limit: &'static str },
+    // backend
+    AnswerTooLarge { backend: Arc<str> },
+    BackendProtocol { backend: Arc<str> },
+    BackendTimeout { backend: Arc<str> },
+    BackendUnavailable { backend: Arc<str> },
+    CredentialRefused { backend: Arc<str> },
+    // ours
+    AuditUnavailable,
+    Internal,
+}
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Facts {
+    /// HTTP status.
+    pub status: u16,
+    /// JSON-RPC error code.
+    pub code: i64,
+    /// Slug for audit and metrics.
+    pub reason: &'static str,
+    pub side: Side,
+    /// The same request may succeed later.
+    pub retryable: bool,
+}
+
+const fn facts(status: u16, code: i64, reason: &'static str, side: Side, retryable: bool) -> Facts {
+    Facts { status, code, reason, side, retryable }
+}
+
+impl Rejection {
+    pub fn facts(&self, era: Option<Era>) -> Facts {
+        use Side::Downstream;
+        use Side::Internal;
+        use Side::Upstream;
+        match self {
+            Rejection::BadHost => facts(421, error::REFUSED, "bad_host", Downstream, false),
+            Rejection::BadOrigin => facts(403, error::REFUSED, "bad_origin", Downstream, false),
+            Rejection::BadPath => facts(400, error::INVALID_REQUEST, "bad_path", Downstream, false),
+            Rejection::BadRequest { .. } => facts(400, error::INVALID_REQUEST, "bad_request", Downstream, false),
+            Rejection::BodyTimeout => facts(408, error::INVALID_REQUEST, "body_timeout", Downstream, true),
+            Rejection::BodyTooLarge { .. } => facts(413, error::INVALID_REQUEST, "body_too_large", Downstream, false),
+            Rejection::Draining => facts(503, error::REFUSED, "draining", Internal, true),
+            Rejection::HeadersTooLarge => facts(431, error::INVALID_REQUEST, "headers_too_large", Downstream, false),
+            Rejection::MethodNotAllowed { .. } => facts(405, error::REFUSED, "method_not_allowed", Downstream, false),
+            Rejection::NotAcceptable => facts(406, error::REFUSED, "not_acceptable", Downstream, false),
+            Rejection::NotFound => facts(404, error::REFUSED, "not_found", Downstream, false),
+            Rejection::Overloaded => facts(503, error::LIMITED, "overloaded", Internal, true),
+            Rejection::UnsupportedMediaType => facts(415, error::REFUSED, "unsupported_media_type", Downstream, false),
+            Rejection::Identity { problem } => match problem {
+                identity::Error::Invalid { .. } => facts(401, error::REFUSED, "credential_invalid", Downstream, false),
+                identity::Error::Missing => facts(401, error::REFUSED, "credential_missing", Downstream, false),
+                identity::Error::Unavailable { .. } => facts(503, error::REFUSED, "identity_unavailable", Upstream, true),
+            },
+            Rejection::Message { kind } => message_facts(kind, era),
+            Rejection::SessionUnknown => facts(404, error::REFUSED, "session_unknown", Downstream, false),
+            Rejection::ArgumentsDenied { .. } => facts(200, error::REFUSED, "arguments_denied", Downstream, false),
+            Rejection::InsufficientScope { .. } => facts(403, error::REFUSED, "insufficient_scope", Downstream, false),
+            Rejection::UnknownPrompt { .. } => facts(200, error::INVALID_PARAMS, "unknown_prompt", Downstream, false),
+            // SPEC: 2026-07-28 server/resources: -32602; the legacy revisions: -32002.
+            Rejection::UnknownResource { .. } if era == Some(Era::Legacy) => {
+                facts(200, error::LEGACY_RESOURCE_NOT_FOUND, "unknown_resource", Downstream, false)
+            }
+            Rejection::UnknownResource { .. } => facts(200, error::INVALID_PARAMS, "unknown_resource", Downstream, false),
+            Rejection::UnknownTool { .. } => facts(200, error::INVALID_PARAMS, "unknown_tool", Downstream, false),
+            Rejection::RateLimited { .. } => facts(429, error::LIMITED, "rate_limited", Downstream, true),
+            Rejection::TooManyConcurrent { .. } => facts(429, error::LIMITED, "too_many_concurrent", Downstream, true),
+            Rejection::AnswerTooLarge { .. } => facts(502, error::UPSTREAM, "answer_too_large", Upstream, false),
+            Rejection::BackendProtocol { .. } => facts(502, error::UPSTREAM, "backend_protocol", Upstream, false),
+            Rejection::BackendTimeout { .. } => facts(504, error::UPSTREAM, "backend_timeout", Upstream, true),
+            Rejection::BackendUnavailable { .. } => facts(502, error::UPSTREAM, "backend_unavailable", Upstream, true),
+            Rejection::CredentialRefused { .. } => facts(502, error::UPSTREAM, "credential_refused", Upstream, false),
+            Rejection::AuditUnavailable => facts(503, error::REFUSED, "audit_unavailable", Internal, true),
+            Rejection::Internal => facts(500, error::INTERNAL_ERROR, "internal", Internal, false),
+        }
+    }
+
+    /// What the client reads: says what is wrong and what to do.
+    pub fn words(&self) -> String {
+        match self {
+            Rejection::BadHost => "this gateway does not answer to that Host; use its public address".into(),
+            Rejection::BadOrigin => "this Origin is not allowed; the operator may add it to admission.origins".into(),
+            Rejection::BadPath => "the path has escapes, empty or dot segments; use the plain path of a route".into(),
+            Rejection::BadRequest { what } => format!("malformed HTTP request: {what}"),
+            Rejection::BodyTimeout => "the request body did not arrive in time".into(),
+            Rejection::BodyTooLarge { bytes_max } => format!("the request body is larger than {bytes_max} bytes"),
+            Rejection::Draining => "the gateway is shutting down; retry elsewhere".into(),
+            Rejection::HeadersTooLarge => "the request headers are too large".into(),
+            Rejection::MethodNotAllowed { allow } => format!("this HTTP method is not allowed here; allowed: {allow}"),
+            Rejection::NotAcceptable => "Accept must list application/json and text/event-stream".into(),
+            Rejection::NotFound => "there is no MCP endpoint at this path".into(),
+            Rejection::Overloaded => "the gateway is at its limit of connections; retry later".into(),
+            Rejection::UnsupportedMediaType => "Content-Type must be application/json in UTF-8, without encoding".into(),
+            Rejection::Identity { problem } => match problem {
+                identity::Error::Invalid { description } => format!("authentication failed: {description}"),
+                identity::Error::Missing => "authentication is required; see the WWW-Authenticate header".into(),
+                identity::Error::Unavailable { .. } => "the identity provider's keys are unavailable; retry later".into(),
+            },
+            Rejection::Message { kind } => message_words(kind),
+            Rejection::SessionUnknown => "unknown or ended session; initialize again".into(),
+            Rejection::ArgumentsDenied { tool } => format!("tool {tool} is not allowed with these arguments"),
+            Rejection::InsufficientScope { .. } => "the token does not allow anything on this endpoint; see the WWW-Authenticate header".into(),
+            Rejection::UnknownPrompt { name } => format!("Unknown prompt: {name}"),
+            Rejection::UnknownResource { uri } => format!("Resource not found: {uri}"),
+            Rejection::UnknownTool { name } => format!("Unknown tool: {name}"),
+            Rejection::RateLimited { limit, retry_after } => {
+                format!("the {limit} rate limit is reached; retry in {} s", seconds(*retry_after))
+            }
+            Rejection::TooManyConcurrent { limit } => format!("the {limit} limit of concurrent calls is reached; retry when one has ended"),
+            Rejection::AnswerTooLarge { backend } => format!("backend {backend} sent an answer over the size limit"),
+            Rejection::BackendProtocol { backend } => format!("backend {backend} sent an answer that breaks the protocol"),
+            Rejection::BackendTimeout { backend } => format!("backend {backend} did not answer in time"),
+            Rejection::BackendUnavailable { backend } => format!("backend {backend} is unavailable"),
+            Rejection::CredentialRefused { backend } => format!("backend {backend} refused the gateway's credential"),
+            Rejection::AuditUnavailable => "the audit log cannot be written; requests are refused until it can".into(),
+            Rejection::Internal => "internal error; the request id names it in the gateway's log".into(),
+        }
+    }
+
+    /// Machine-readable detail of the JSON-RPC error, as JSON.
+    pub fn data(&self, era: Option<Era>) -> Option<serde_json::Value> {
+        match self {
+            Rejection::Message { kind: FaultKind::UnsupportedVersion { requested } } => {
+                let supported = mcp::MODERN_VERSIONS.iter().chain(&mcp::LEGACY_VERSIONS).collect::<Vec<_>>();
+                Some(serde_json::json!({ "supported": supported, "requested": requested }))
+            }
+            Rejection::RateLimited { limit, retry_after } => {
+                Some(serde_json::json!({ "reason": "rate_limited", "limit": limit, "retryAfterSeconds": seconds(*retry_after) }))
+            }
+            other => {
+                let facts = other.facts(era);
+                [error::REFUSED, error::LIMITED, error::UPSTREAM].contains(&facts.code).then(|| serde_json::json!({ "reason": facts.reason }))
+            }
+        }
+    }
+
+    /// Which limit it was, if it was one.
+    pub fn limit(&self) -> Option<&'static str> {
+        match self {
+            Rejection::RateLimited { limit, .. } | Rejection::TooManyConcurrent { limit } => Some(limit),
+            _ => None,
+        }
+    }
+
+    /// One of each, for the snapshot of the table and the documentation.
+    pub fn examples() -> Vec<Rejection> {
+        let backend: Arc<str> = "b".into();
+        let text = || "t".to_owned();
+        vec![
+            Rejection::BadHost,
+            Rejection::BadOrigin,
+            Rejection::BadPath,
+            Rejection::BadRequest { what: "…" },
+            Rejection::BodyTimeout,
+            Rejection::BodyTooLarge { bytes_max: 1 },
+            Rejection::Draining,
+            Rejection::HeadersTooLarge,
+            Rejection::MethodNotAllowed { allow: "POST" },
+            Rejection::NotAcceptable,
+            Rejection::NotFound,
+            Rejection::Overloaded,
+            Rejection::UnsupportedMediaType,
+            Rejection::Identity { problem: identity::Error::Missing },
+            Rejection::Identity { problem: identity::Error::Invalid { description: "…".into() } },
+            Rejection::Identity { problem: identity::Error::Unavailable { issuer: text() } },
+            Rejection::Message { kind: FaultKind::Parse { what: "…".into() } },
+            Rejection::Message { kind: FaultKind::InvalidRequest { what: "…" } },
+            Rejection::Message { kind: FaultKind::MethodNotFound { method: "m".into() } },
+            Rejection::Message { kind: FaultKind::InvalidParams { what: "…".into() } },
+            Rejection::Message { kind: FaultKind::HeaderMismatch { what: "…".into() } },
+            Rejection::Message { kind: FaultKind::UnsupportedVersion { requested: "v".into() } },
+            Rejection::SessionUnknown,
+            Rejection::ArgumentsDenied { tool: text() },
+            Rejection::InsufficientScope { scopes: vec![text()] },
+            Rejection::UnknownPrompt { name: text() },
+            Rejection::UnknownResource { uri: text() },
+            Rejection::UnknownTool { name: text() },
+            Rejection::RateLimited { limit: "tool", retry_after: Duration::from_secs(1) },
+            Rejection::TooManyConcurrent { limit: "principal" },
+            Rejection::AnswerTooLarge { backend: backend.clone() },
+            Rejection::BackendProtocol { backend: backend.clone() },
+            Rejection::BackendTimeout { backend: backend.clone() },
+            Rejection::BackendUnavailable { backend: backend.clone() },
+            Rejection::CredentialRefused { backend },
+            Rejection::AuditUnavailable,
+            Rejection::Internal,
+        ]
+    }
+}
+
+/// Whole seconds, rounded up, at least one: what `Retry-After` can carry.
+pub fn seconds(duration: Duration) -> u64 {
+    duration.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX)
+}
+
+/// In the legacy era 404 means a lost session, so errors of a well-formed message go with 200 there.
+fn message_facts(kind: &FaultKind, era: Option<Era>) -> Facts {
+    let legacy = era == Some(Era::Legacy);
+    let (status, code, reason) = match kind {
+        FaultKind::HeaderMismatch { .. } => (400, error::HEADER_MISMATCH, "header_mismatch"),
+        FaultKind::InvalidParams { .. } => (if legacy { 200 } else { 400 }, error::INVALID_PARAMS, "invalid_params"),
+        FaultKind::InvalidRequest { .. } => (400, error::INVALID_REQUEST, "invalid_request"),
+        FaultKind::MethodNotFound { .. } => (if legacy { 200 } else { 404 }, error::METHOD_NOT_FOUND, "method_not_found"),
+        FaultKind::Parse { .. } => (400, error::PARSE_ERROR, "parse_error"),
+        FaultKind::UnsupportedVersion { .. } => (400, error::UNSUPPORTED_PROTOCOL_VERSION, "unsupported_version"),
+    };
+    facts(status, code, reason, Side::Downstream, false)
+}
+
+fn message_words(kind: &FaultKind) -> String {
+    match kind {
+        FaultKind::HeaderMismatch { what } => format!("Header mismatch: {what}"),
+        FaultKind::InvalidParams { what } => format!("Invalid params: {what}"),
+        FaultKind::InvalidRequest { what } => format!("Invalid request: {what}"),
+        FaultKind::MethodNotFound { method } => format!("Method not found: {method}"),
+        FaultKind::Parse { what } => format!("Parse error: {what}"),
+        FaultKind::UnsupportedVersion { requested } => format!("Unsupported protocol version: {requested}"),
+    }
+}
+
+impl From<identity::Error> for Rejection {
+    fn from(problem: identity::Error) -> Self {
+        Rejection::Identity { problem }
+    }
+}
+
+impl From<Limited> for Rejection {
+    fn from(limited: Limited) -> Self {
+        let Limited { limit, retry_after, concurrent } = limited;
+        if concurrent { Rejection::TooManyConcurrent { limit } } else { Rejection::RateLimited { limit, retry_after } }
+    }
+}
+
+impl From<backend::Error> for Rejection {
+    fn from(error: backend::Error) -> Self {
+        match error {
+            backend::Error::AnswerTooLarge { backend, .. } => Rejection::AnswerTooLarge { backend },
+            backend::Error::CredentialRefused { backend, .. } => Rejection::CredentialRefused { backend },
+            backend::Error::Protocol { backend, .. } => Rejection::BackendProtocol { backend },
+            backend::Error::SessionLost { .. } => Rejection::SessionUnknown,
+            backend::Error::Timeout { backend } => Rejection::BackendTimeout { backend },
+            backend::Error::Unavailable { backend, .. } => Rejection::BackendUnavailable { backend },
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! API keys: a file of hashed keys, one per line, looked up by the SHA-256 of the key presented.
+//!
+//! A key is `wgk_` and 43 characters of base64url (256 random bits, so that a plain hash of it cannot be searched
+//! through). The file has one key per line, as fields parted by blanks; blank lines and lines that begin with `#` are
+//! passed over:
+//!
+//! ```text
+//! # name    SHA-256 of the whole key, hex                                      what it may
+//! ci-runner 2f1c…64 hex digits…9a                                              scopes=mcp.read,files:read
+//! reporter  77ab…64 hex digits…01  scopes=mcp.read tenant=contoso expires=2027-01-31
+//! ```
+//!
+//! * `name`: 1 to 64 of `A-Z a-z 0-9 . _ - @`. Two keys may share a name (and then are the same caller), so that a key
+//!   can be replaced without a gap.
+//! * `scopes=`: comma-separated; none by default.
+//! * `tenant=`: none by default.
+//! * `expires=`: `YYYY-MM-DD` (the first moment of that day, UTC) or `YYYY-MM-DDThh:mm:ssZ`; never by default.
+
+use std::collections::BTreeSet;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::SystemTime;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::rand::SecureRandom;
+use ring::rand::SystemRandom;
+
+use crate::principal::Claims;
+use crate::principal::Kind;
+use crate::principal::Method;
+use crate::principal::Principal;
+use crate::secret::Secret;
+
+use super::Error;
+use super::Pair;
+use super::StartError;
+
+/// How every key begins: tells it from a token, and lets scanners of leaked secrets find it.
+pub const PREFIX: &str = "wgk_";
+
+/// 256 bits in base64url.
+const RANDOM_CHARS: usize = 43;
+
+const FILE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+const NAME_BYTES_MAX: usize = 64;
+
+const SCOPES_MAX: usize = 256;
+
+const TEXT_BYTES_MAX: usize = 256;
+
+type Digest = [u8; 32];
+
+/// Why a key cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    #[error("{0}")]
+    Malformed(&'static str),
+    #[error("the system has no random numbers")]
+    Random,
+}
+
+/// Makes a new key: what its holder gets, and the line for the file.
+pub fn generate(name: &str, scopes: &[String]) -> Result<(Secret, String), GenerateError> {
+    if !is_name(name) {
+        return Err(GenerateError::Malformed(NAME_RULE));
+    }
+    if scopes.len() > SCOPES_MAX || !scopes.iter().all(|scope| is_scope(scope)) {
+        return Err(GenerateError::Malformed(SCOPES_RULE));
+    }
+    let mut random = [0; 32];
+    SystemRandom::new().fill(&mut random).map_err(|_| GenerateError::Random)?;
+    let key = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(random));
+    let mut line = format!("{name} {}", super::hex(&super::sha256(key.as_bytes())));
+    if !scopes.is_empty() {
+        line.push_str(" scopes=");
+        line.push_str(&scopes.join(","));
+    }
+    Ok((Secret::new(key), line))
+}
+
+/// The keys of the file. Found by a few bytes of the digest, then compared in constant time.
+pub(super) struct Keys(HashMap<u64, Vec<Entry>>);
+
+struct Entry {
+    digest: Digest,
+    expires: Option<SystemTime>,
+    principal: Pair,
+}
+
+impl Keys {
+    pub(super) fn read(path: &Path) -> Result<Keys, StartError> {
+        let bytes = super::read(path, FILE_BYTES_MAX)?;
+        let fail = |line, reason: &str| StartError::ApiKeyFile { path: path.into(), line, reason: reason.into() };
+        let text = std::str::from_utf8(&bytes).map_err(|_| fail(1, "the file is not UTF-8"))?;
+        let mut keys: HashMap<u64, Vec<Entry>> = HashMap::new();
+        for (index, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let entry = Entry::read(line).map_err(|reason| fail(index + 1, reason))?;
+            let bucket = keys.entry(start(&entry.digest)).or_default();
+            if bucket.iter().any(|known| known.digest == entry.digest) {
+                return Err(fail(index + 1, "the same key is there twice"));
+            }
+            bucket.push(entry);
+        }
+        Ok(Keys(keys))
+    }
+
+    pub(super) fn verify(&self, key: &str, at: SystemTime, mtls: bool) -> Result<Arc<Principal>, Error> {
+        if !is_key(key) {
+            return Err(Error::invalid("the API key does not have the form of one"));
+        }
+        let digest = super::sha256(key.as_bytes());
+        let bucket = self.0.get(&start(&digest)).map_or(&[][..], Vec::as_slice);
+        let entry = bucket.iter().find(|entry| same(&entry.digest, &digest));
+        let entry = entry.ok_or_else(|| Error::invalid("the API key is not known"))?;
+        if entry.expires.is_some_and(|expires| at >= expires) {
+            return Err(Error::invalid("the API key has expired"));
+        }
+        Ok(entry.principal.of(mtls))
+    }
+}
+
+const NAME_RULE: &str = "the name must be 1 to 64 of `A-Z a-z 0-9 . _ - @`";
+const SCOPES_RULE: &str =
+    "`scopes` must be at most 256 comma-separated words of visible ASCII without `\"`, `\\` and `,`";
+
+impl Entry {
+    fn read(line: &str) -> Result<Entry, &'static str> {
+        let mut fields = line.split_ascii_whitespace();
+        let name = fields.next().filter(|name| is_name(name)).ok_or(NAME_RULE)?;
+        let digest =
+            fields.next().and_then(digest).ok_or("the second field must be the SHA-256 of the key in 64 hex digits")?;
+        let mut claims = Claims {
+            kind: Kind::Service,
+            subject: name.into(),
+            issuer: "api-key".into(),
+            method: Method::ApiKey,
+            ..Claims::default()
+        };
+        let mut seen = BTreeSet::new();
+        for field in fields {
+            let (word, value) = field.split_once('=').ok_or("a field must be `scopes=`, `tenant=` or `expires=`")?;
+            if !seen.insert(word) {
+                return Err("a field is there twice");
+            }
+            match word {
+                "scopes" => claims.scopes = scopes(value).ok_or(SCOPES_RULE)?,
+                "tenant" if is_tenant(value) => claims.tenant = Some(value.into()),
+                "tenant" => return Err("`tenant` must be 1 to 256 characters without `|`"),
+                "expires" => {
+                    claims.expires_at =
+                        Some(time(value).ok_or("`expires` must be `YYYY-MM-DD` or `YYYY-MM-DDThh:mm:ssZ`")?)
+                }
+                _ => return Err("a field must be `scopes=`, `tenant=` or `expires=`"),
+            }
+        }
+        Ok(Entry { digest, expires: claims.expires_at, principal: Pair::new(claims) })
+    }
+}
+
+fn is_key(key: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    key.strip_prefix(PREFIX).is_some_and(|random| random.len() == RANDOM_CHARS && random.bytes().all(legal))
+}
+
+fn is_name(name: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-@".contains(&byte);
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(legal)
+}
+
+/// RFC 6749 section 3.3, without the comma that parts them here.
+fn is_scope(scope: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_graphic() && !b"\"\\,".contains(&byte);
+    (1..=TEXT_BYTES_MAX).contains(&scope.len()) && scope.bytes().all(legal)
+}
+
+/// `|` separates the parts of a principal's key.
+fn is_tenant(tenant: &str) -> bool {
+    (1..=TEXT_BYTES_MAX).contains(&tenant.len()) && !tenant.contains(|c: char| c == '|' || c.is_control())
+}
+
+fn scopes(text: &str) -> Option<BTreeSet<String>> {
+    if text.is_empty() {
+        return Some(BTreeSet::new());
+    }
+    let scopes: BTreeSet<String> = text.split(',').map(str::to_owned).collect();
+    (scopes.len() <= SCOPES_MAX && scopes.iter().all(|scope| is_scope(scope))).then_some(scopes)
+}
+
+fn digest(text: &str) -> Option<Digest> {
+    if text.len() != 64 {
+        return None;
+    }
+    let mut digits = text.chars().map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok()));
+    let mut out = Digest::default();
+    for byte in &mut out {
+        *byte = digits.next()?? << 4 | digits.next()??;
+    }
+    Some(out)
+}
+
+fn start(digest: &Digest) -> u64 {
+    digest.iter().take(8).fold(0, |start, byte| start << 8 | u64::from(*byte))
+}
+
+/// Equality that looks at every byte, whatever it finds on the way.
+fn same(left: &Digest, right: &Digest) -> bool {
+    let difference = left.iter().zip(right).fold(0, |all, (left, right)| std::hint::black_box(all | (left ^ right)));
+    std::hint::black_box(difference) == 0
+}
+
+/// An RFC 3339 date or date-time in UTC.
+fn time(text: &str) -> Option<SystemTime> {
+    let (date, clock) = match text.split_once('T') {
+        Some((date, clock)) => (date, clock.strip_suffix('Z')?),
+        None => (text, "00:00:00"),
+    };
+    let [year, month, day] = numbers(date, '-', [4, 2, 2])?;
+    let [hour, minute, second] = numbers(clock, ':', [2, 2, 2])?;
+    let leap = (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
+    let month_days = match month {
+        4 | 6 | 9 | 11 => 30,
+        2 if leap => 29,
+        2 => 28,
+        1..=12 => 31,
+        _ => return None,
+    };
+    if year < 1970 || !(1..=month_days).contains(&day) || hour > 23 || minute > 59 || second > 59 {
+        return None;
+    }
+    // Days from 1970-01-01 in the proleptic Gregorian calendar, with years that begin in March.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = year * 365 + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1 - 719_468;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(((days * 24 + hour) * 60 + minute) * 60 + second))
+}
+
+fn numbers(text: &str, separator: char, widths: [usize; 3]) -> Option<[u64; 3]> {
+    let mut parts = text.split(separator);
+    let mut out = [0; 3];
+    for (number, width) in out.iter_mut().zip(widths) {
+        let part = parts.next().filter(|part| part.len() == width && part.bytes().all(|byte| byte.is_ascii_digit()))?;
+        *number = part.parse().ok()?;
+    }
+    parts.next().is_none().then_some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn at(text: &str) -> SystemTime {
+        time(text).expect("a time")
+    }
+
+    fn keys(text: &str) -> Result<Keys, StartError> {
+        let mut file = tempfile::NamedTempFile::new().expect("file");
+        file.write_all(text.as_bytes()).expect("written");
+        Keys::read(file.path())
+    }
+
+    #[test]
+    fn a_generated_key_opens_with_the_scopes_of_its_line() {
+        let scopes = ["files:read".to_owned(), "mcp.read".to_owned()];
+        let (key, line) = generate("ci-runner", &scopes).expect("key");
+        assert!(!line.contains(key.expose()), "the line does not hold the key");
+        let keys = keys(&format!("# our keys\n\n{line} tenant=contoso\n")).expect("file");
+        let principal = keys.verify(key.expose(), at("2026-01-01"), true).expect("known");
+        assert_eq!(principal.subject, "ci-runner");
+        assert_eq!(principal.issuer, "api-key");
+        assert_eq!(principal.kind, Kind::Service);
+        assert_eq!(principal.method, Method::ApiKey);
+        assert_eq!(principal.scopes, BTreeSet::from(scopes));
+        assert_eq!(principal.tenant.as_deref(), Some("contoso"));
+        assert!(principal.mtls);
+        assert!(!keys.verify(key.expose(), at("2026-01-01"), false).expect("known").mtls);
+    }
+
+    #[test]
+    fn an_unknown_or_malformed_key_is_refused() {
+        let (_, line) = generate("one", &[]).expect("key");
+        let (other, _) = generate("two", &[]).expect("key");
+        let keys = keys(&line).expect("file");
+        let refused = |key: &str| keys.verify(key, at("2026-01-01"), false).expect_err("refused").to_string();
+        assert_eq!(refused(other.expose()), "the API key is not known");
+        let digest = line.split(' ').next_back().expect("digest");
+        let too_long = format!("{}A", other.expose());
+        for malformed in ["", "wgk_", "wgk_short", "xyz", digest, too_long.as_str(), "wgk_ééééééééééééééééééééé1"]
+        {
+            assert_eq!(refused(malformed), "the API key does not have the form of one", "{malformed}");
+        }
+    }
+
+    #[test]
+    fn a_key_ends_at_the_moment_it_expires() {
+        let (key, line) = generate("one", &[]).expect("key");
+        let keys = keys(&format!("{line} expires=2027-01-31T12:00:00Z")).expect("file");
+        let principal = keys.verify(key.expose(), at("2027-01-31T11:59:59Z"), false).expect("still good");
+        assert_eq!(principal.expires_at(), Some(at("2027-01-31T12:00:00Z")));
+        let error = keys.verify(key.expose(), at("2027-01-31T12:00:00Z"), false).expect_err("expired");
+        assert_eq!(error.to_string(), "the API key has expired");
+    }
+
+    #[test]
+    fn two_keys_of_one_name_are_the_same_caller() {
+        let (old, first) = generate("one", &[]).expect("key");
+        let (new, second) = generate("one", &[]).expect("key");
+        let keys = keys(&format!("{first}\n{second}\n")).expect("file");
+        let who = |key: &Secret| keys.verify(key.expose(), at("2026-01-01"), false).expect("known").key().clone();
+        assert_eq!(who(&old), who(&new));
+    }
+
+    #[test]
+    fn a_bad_line_is_named_with_its_number() {
+        let hash = "ab".repeat(32);
+        for (line, expected) in [
+            (format!("a:b {hash}"), "the name must be"),
+            (format!("one {}", "ab".repeat(31)), "the second field"),
+            (format!("one {}zz", "ab".repeat(31)), "the second field"),
+            ("one".to_owned(), "the second field"),
+            (format!("one {hash} scopes=a,,b"), "`scopes` must be"),
+            (format!("one {hash} scopes=a\"b"), "`scopes` must be"),
+            (format!("one {hash} tenant="), "`tenant` must be"),
+            (format!("one {hash} tenant=a|b"), "`tenant` must be"),
+            (format!("one {hash} expires=2027-02-29"), "`expires` must be"),
+            (format!("one {hash} expires=2027-01-01T24:00:00Z"), "`expires` must be"),
+            (format!("one {hash} expires=2027-01-01T00:00:00+01:00"), "`expires` must be"),
+            (format!("one {hash} expires=2027-1-1"), "`expires` must be"),
+            (format!("one {hash} scopes=a scopes=b"), "a field is there twice"),
+            (format!("one {hash} admin"), "a field must be"),
+            (format!("one {hash} role=admin"), "a field must be"),
+            (format!("two {hash}"), "the same key is there twice"),
+        ] {
+            let Err(error) = keys(
+                &format!("# comment\nfirst {hash}\n{line}\n").replace(&format!("first {hash}"), &first(&line, &hash)),
+            ) else {
+                panic!("`{line}` must be refused");
+            };
+            let error = error.to_string();
+            assert!(error.contains("line 3") && error.contains(expected), "`{line}`: {error}");
+        }
+    }
+
+    /// A good second line, with the hash of the third where the two shall clash.
+    fn first(line: &str, hash: &str) -> String {
+        if line.starts_with("two") { format!("first {hash}") } else { format!("first {}", "cd".repeat(32)) }
+    }
+
+    #[test]
+    fn dates_are_counted_right() {
+        let since = |text: &str| at(text).duration_since(SystemTime::UNIX_EPOCH).expect("after the epoch").as_secs();
+        assert_eq!(since("1970-01-01"), 0);
+        assert_eq!(since("2000-02-29T00:00:01Z"), 951_782_401);
+        assert_eq!(since("2026-12-31T23:59:59Z"), 1_798_761_599);
+        assert_eq!(since("2100-03-01"), 4_107_542_400);
+    }
+
+    #[test]
+    fn a_name_that_would_break_the_line_makes_no_key() {
+        assert!(generate("a b", &[]).is_err());
+        assert!(generate("a\nb", &[]).is_err());
+        assert!(generate("a", &["x tenant=y".to_owned()]).is_err());
+    }
+}

@@ -1,0 +1,166 @@
+//! What a client without a good credential is told: `WWW-Authenticate` values and the protected resource metadata.
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::Error;
+
+const DESCRIPTION_BYTES_MAX: usize = 200;
+
+/// The `WWW-Authenticate` value of a 401 (RFC 6750 section 3, RFC 9728 section 5.1).
+pub fn challenge(error: &Error, metadata_url: Option<&str>, scopes: &[String]) -> String {
+    let mut header = Header::default();
+    // Without a credential, and where the fault is ours, there is no error to tell (RFC 6750 section 3.1).
+    if let Error::Invalid { description } = error {
+        header.text("error", "invalid_token");
+        header.text("error_description", &plain(description));
+    }
+    header.place(metadata_url, scopes);
+    header.finish()
+}
+
+/// The `WWW-Authenticate` value of a 403: the scopes that this one operation needs, all of them.
+pub fn insufficient_scope(scopes: &[String], metadata_url: Option<&str>) -> String {
+    let mut header = Header::default();
+    header.text("error", "insufficient_scope");
+    header.text("error_description", "the token does not have the scopes that this operation needs");
+    header.place(metadata_url, scopes);
+    header.finish()
+}
+
+/// The protected resource metadata document (RFC 9728 section 2).
+pub fn metadata(resource: &str, authorization_servers: &[String], scopes: &[String]) -> Bytes {
+    #[derive(Serialize)]
+    struct Document<'a> {
+        resource: &'a str,
+        #[serde(skip_serializing_if = "<[String]>::is_empty")]
+        authorization_servers: &'a [String],
+        #[serde(skip_serializing_if = "<[String]>::is_empty")]
+        scopes_supported: &'a [String],
+        bearer_methods_supported: [&'static str; 1],
+    }
+    let document =
+        Document { resource, authorization_servers, scopes_supported: scopes, bearer_methods_supported: ["header"] };
+    // Texts and lists of texts always have a JSON form.
+    serde_json::to_vec(&document).unwrap_or_default().into()
+}
+
+#[derive(Default)]
+struct Header(Vec<String>);
+
+impl Header {
+    fn text(&mut self, name: &str, value: &str) {
+        self.0.push(format!("{name}=\"{}\"", quoted(value)));
+    }
+
+    fn place(&mut self, metadata_url: Option<&str>, scopes: &[String]) {
+        if let Some(url) = metadata_url {
+            self.text("resource_metadata", url);
+        }
+        let scopes: Vec<&str> = scopes.iter().map(String::as_str).filter(|scope| is_scope(scope)).collect();
+        if !scopes.is_empty() {
+            self.text("scope", &scopes.join(" "));
+        }
+    }
+
+    /// A challenge must have a parameter (RFC 6750 section 3).
+    fn finish(mut self) -> String {
+        if self.0.is_empty() {
+            self.text("realm", "wardgate");
+        }
+        format!("Bearer {}", self.0.join(", "))
+    }
+}
+
+/// RFC 6749 section 3.3.
+fn is_scope(scope: &str) -> bool {
+    !scope.is_empty() && scope.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\')
+}
+
+/// The inside of a quoted-string (RFC 9110 section 5.6.4); what cannot be in a header is left out.
+fn quoted(value: &str) -> String {
+    let mut out = String::with_capacity(value.len());
+    for character in value.chars().filter(|character| matches!(character, ' '..='~')) {
+        if matches!(character, '"' | '\\') {
+            out.push('\\');
+        }
+        out.push(character);
+    }
+    out
+}
+
+/// The characters that RFC 6750 section 3 allows in `error_description`.
+fn plain(description: &str) -> String {
+    let legal =
+        description.chars().filter(|character| matches!(character, ' '..='~') && !matches!(character, '"' | '\\'));
+    legal.take(DESCRIPTION_BYTES_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const URL: &str = "https://gw.example/.well-known/oauth-protected-resource/mcp";
+
+    fn scopes(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn without_a_credential_there_is_no_error_in_the_challenge() {
+        assert_eq!(
+            challenge(&Error::Missing, Some(URL), &scopes(&["mcp.read"])),
+            format!("Bearer resource_metadata=\"{URL}\", scope=\"mcp.read\"")
+        );
+        assert_eq!(challenge(&Error::Missing, None, &[]), "Bearer realm=\"wardgate\"");
+        assert!(!challenge(&Error::Unavailable { issuer: "https://idp".into() }, Some(URL), &[]).contains("error"));
+    }
+
+    #[test]
+    fn a_bad_credential_is_described() {
+        assert_eq!(
+            challenge(&Error::invalid("the token has expired"), Some(URL), &scopes(&["a", "b"])),
+            format!(
+                "Bearer error=\"invalid_token\", error_description=\"the token has expired\", resource_metadata=\"{URL}\", scope=\"a b\""
+            )
+        );
+    }
+
+    #[test]
+    fn nothing_can_break_out_of_its_quotes() {
+        let nasty = Error::invalid("a\"b\\c\r\nd\u{e9}e, realm=\"x\"");
+        let value = challenge(&nasty, Some("https://gw/\"\\\r\n"), &scopes(&["ok", "no\"no", "no no", "é", ""]));
+        assert_eq!(
+            value,
+            r#"Bearer error="invalid_token", error_description="abcde, realm=x", resource_metadata="https://gw/\"\\", scope="ok""#
+        );
+        assert!(http::HeaderValue::from_str(&value).is_ok());
+        let long = challenge(&Error::invalid("x".repeat(10_000)), None, &[]);
+        assert!(long.len() < 300);
+    }
+
+    #[test]
+    fn a_step_up_names_all_scopes_of_the_operation() {
+        let value = insufficient_scope(&scopes(&["mcp.write", "files:write"]), Some(URL));
+        assert!(value.starts_with("Bearer error=\"insufficient_scope\", "));
+        assert!(value.contains("scope=\"mcp.write files:write\""));
+        assert!(value.contains(URL));
+    }
+
+    #[test]
+    fn the_metadata_names_the_resource_and_its_issuers() {
+        let document = metadata("https://gw.example/mcp", &scopes(&["https://idp.example"]), &scopes(&["mcp.read"]));
+        let document: serde_json::Value = serde_json::from_slice(&document).expect("JSON");
+        assert_eq!(
+            document,
+            serde_json::json!({
+                "resource": "https://gw.example/mcp",
+                "authorization_servers": ["https://idp.example"],
+                "scopes_supported": ["mcp.read"],
+                "bearer_methods_supported": ["header"],
+            })
+        );
+        let bare: serde_json::Value = serde_json::from_slice(&metadata("r", &[], &[])).expect("JSON");
+        assert_eq!(bare.as_object().map(serde_json::Map::len), Some(2));
+    }
+}

@@ -1,0 +1,255 @@
+//! JSON Web Tokens: strict header, one issuer's keys, one signature check, times checked again at every use.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+use std::time::SystemTime;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::Algorithm;
+use serde_json::Map;
+use serde_json::Value;
+
+use crate::exchange::ClientCertificate;
+use crate::exchange::Request;
+use crate::principal::Principal;
+
+use super::Error;
+use super::Issuer;
+use super::StartError;
+use super::claims;
+use super::claims::Times;
+use super::jwks::KeySet;
+use super::jwks::Source;
+use super::oidc;
+use super::strict;
+
+/// Entra tokens with many groups come to about 8 KiB.
+pub(super) const TOKEN_BYTES_MAX: usize = 16 * 1024;
+
+const KID_BYTES_MAX: usize = 256;
+
+/// Clocks that differ more than this must be repaired, not tolerated.
+const LEEWAY_MAX: Duration = Duration::from_secs(60);
+
+/// Keys tried for one token: several keys may share one `kid` (or have none).
+const CANDIDATES_MAX: usize = 4;
+
+/// Issuer names that other methods use; a token must not be able to look like one of them.
+const RESERVED: [&str; 3] = ["anonymous", "api-key", "mtls"];
+
+/// An issuer with the place its keys come from.
+pub(super) struct Trusted {
+    pub(super) config: Issuer,
+    pub(super) source: Arc<Source>,
+}
+
+impl Trusted {
+    pub(super) fn new(
+        mut config: Issuer,
+        carried: Option<&Arc<Source>>,
+        fetchers: &mut oidc::Fetchers,
+    ) -> Result<Trusted, StartError> {
+        let name = &config.issuer;
+        // `|` separates the parts of a principal's key.
+        let unfit =
+            name.is_empty() || RESERVED.contains(&name.as_str()) || name.contains(|c: char| c.is_control() || c == '|');
+        let problem = [
+            (unfit, "is not fit to name an issuer"),
+            (config.audiences.is_empty(), "has no audience, so no token could be for us"),
+            (config.algorithms.is_empty(), "has no algorithm, so no token could be verified"),
+        ];
+        if let Some((_, reason)) = problem.into_iter().find(|(wrong, _)| *wrong) {
+            return Err(StartError::Issuer { issuer: config.issuer, reason: reason.into() });
+        }
+        config.leeway = config.leeway.min(LEEWAY_MAX);
+        let source = match carried.filter(|source| source.is_remote()) {
+            Some(source) => Arc::clone(source),
+            None => Arc::new(Source::new(&config, fetchers)?),
+        };
+        Ok(Trusted { config, source })
+    }
+}
+
+/// A token whose signature and claims are good, with what must be asked again each time it is used.
+pub(super) struct Verified {
+    pub(super) principal: Arc<Principal>,
+    times: Times,
+    leeway_s: i64,
+    /// Hex SHA-256 of the certificate the token is bound to (RFC 8705 section 3.1).
+    bound_to: Option<String>,
+    issuer: Arc<Trusted>,
+    generation: u64,
+    /// How long the cache may keep it.
+    lasts: Duration,
+}
+
+impl Verified {
+    /// The issuer still has every key it had when the signature was checked.
+    pub(super) fn still_trusted(&self, now: Instant) -> bool {
+        self.issuer.source.keys(now).is_some_and(|keys| keys.generation == self.generation)
+    }
+
+    /// What can change between two uses of a token: the time and the connection.
+    pub(super) fn check(&self, at: SystemTime, certificate: Option<&ClientCertificate>) -> Result<(), Error> {
+        self.times.check(super::seconds(at), self.leeway_s)?;
+        match &self.bound_to {
+            Some(bound) if certificate.is_none_or(|certificate| certificate.fingerprint != *bound) => {
+                Err(Error::invalid("the token is bound to a client certificate that this connection does not have"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Drops a cached token when it expires.
+pub(super) struct UntilExpiry;
+
+impl<K> moka::Expiry<K, Arc<Verified>> for UntilExpiry {
+    fn expire_after_create(&self, _: &K, token: &Arc<Verified>, _: Instant) -> Option<Duration> {
+        Some(token.lasts)
+    }
+
+    fn expire_after_update(&self, _: &K, token: &Arc<Verified>, _: Instant, _: Option<Duration>) -> Option<Duration> {
+        Some(token.lasts)
+    }
+}
+
+/// Verifies everything about a token that does not change.
+pub(super) async fn verify(
+    trusted: &[Arc<Trusted>],
+    token: &str,
+    request: &Request,
+    mtls: bool,
+) -> Result<Verified, Error> {
+    if trusted.is_empty() {
+        return Err(Error::invalid("bearer tokens are not accepted here"));
+    }
+    let parts = Parts::split(token)?;
+    let header = Header::read(parts.header)?;
+    let payload =
+        object(parts.payload).ok_or_else(|| Error::invalid("the token's claims are not one strict JSON object"))?;
+    let issuer = match payload.get("iss") {
+        Some(Value::String(name)) => trusted.iter().find(|issuer| issuer.config.issuer == *name),
+        _ => None,
+    };
+    let issuer = issuer.ok_or_else(|| Error::invalid("the token's `iss` is not an accepted issuer"))?;
+    if !issuer.config.algorithms.contains(&header.algorithm) {
+        return Err(Error::invalid("the token's `alg` is not accepted for its issuer"));
+    }
+    let keys = keys(&issuer.source, header.kid.as_deref(), request.started).await?;
+    check_signature(&keys, &header, &parts)?;
+
+    let claims::Accepted { claims, times, bound_to } = claims::accept(&payload, &issuer.config, mtls)?;
+    let lasts = times.until_expiry(super::seconds(request.at));
+    Ok(Verified {
+        principal: Arc::new(Principal::verified(claims)),
+        times,
+        leeway_s: i64::try_from(issuer.config.leeway.as_secs()).unwrap_or(0),
+        bound_to,
+        generation: keys.generation,
+        issuer: Arc::clone(issuer),
+        lasts,
+    })
+}
+
+/// The issuer's keys; fetched when there are none, or when the token names one that is not among them.
+async fn keys(source: &Arc<Source>, kid: Option<&str>, now: Instant) -> Result<Arc<KeySet>, Error> {
+    if let Some(keys) = source.keys(now)
+        && kid.is_none_or(|kid| keys.knows(kid))
+    {
+        return Ok(keys);
+    }
+    source.refetch(now).await;
+    source.keys(now).ok_or_else(|| Error::Unavailable { issuer: source.issuer().into() })
+}
+
+fn check_signature(keys: &KeySet, header: &Header, parts: &Parts<'_>) -> Result<(), Error> {
+    if let Some(kid) = &header.kid
+        && !keys.knows(kid)
+    {
+        return Err(Error::invalid("the token's `kid` names none of the issuer's keys"));
+    }
+    let mut candidates = keys.fitting(header.kid.as_deref(), header.algorithm).take(CANDIDATES_MAX).peekable();
+    if candidates.peek().is_none() {
+        return Err(Error::invalid("the issuer has no key that fits the token's `alg` and `kid`"));
+    }
+    let verifies = |key: &jsonwebtoken::DecodingKey| {
+        jsonwebtoken::crypto::verify(parts.signature, parts.signed.as_bytes(), key, header.algorithm).unwrap_or(false)
+    };
+    if candidates.any(verifies) { Ok(()) } else { Err(Error::invalid("the token's signature does not verify")) }
+}
+
+/// The three parts of a compact JWS, still encoded.
+struct Parts<'a> {
+    header: &'a str,
+    payload: &'a str,
+    signature: &'a str,
+    /// Header, dot, payload.
+    signed: &'a str,
+}
+
+impl<'a> Parts<'a> {
+    fn split(token: &'a str) -> Result<Self, Error> {
+        let mut parts = token.split('.');
+        let (Some(header), Some(payload), Some(signature), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(Error::invalid("the token is not a signed JWT (three parts)"));
+        };
+        let signed = token.rsplit_once('.').map_or("", |(signed, _)| signed);
+        Ok(Parts { header, payload, signature, signed })
+    }
+}
+
+/// What we read from a JOSE header; everything else in it is either refused or of no effect.
+struct Header {
+    algorithm: Algorithm,
+    kid: Option<String>,
+}
+
+impl Header {
+    fn read(encoded: &str) -> Result<Header, Error> {
+        let header =
+            object(encoded).ok_or_else(|| Error::invalid("the token's header is not one strict JSON object"))?;
+        // A key or a place to fetch one from is never taken from the token itself; `crit` asks for things we do not do.
+        for member in ["crit", "jku", "jwk", "x5c", "x5u"] {
+            if header.contains_key(member) {
+                return Err(Error::invalid(format!("the token's header has `{member}`, which is not accepted")));
+            }
+        }
+        let algorithm = match header.get("alg") {
+            Some(Value::String(name)) => Algorithm::from_str(name).ok(),
+            _ => None,
+        };
+        let algorithm = algorithm.ok_or_else(|| Error::invalid("the token's `alg` is not accepted for its issuer"))?;
+        let kid = match header.get("kid") {
+            None => None,
+            Some(Value::String(kid)) if is_key_id(kid) => Some(kid.clone()),
+            Some(_) => return Err(Error::invalid("the token's `kid` is not a short text of visible ASCII")),
+        };
+        match header.get("typ") {
+            None => {}
+            Some(Value::String(kind)) if is_access_token_type(kind) => {}
+            Some(_) => return Err(Error::invalid("the token's `typ` is not that of an access token")),
+        }
+        Ok(Header { algorithm, kid })
+    }
+}
+
+fn is_key_id(kid: &str) -> bool {
+    (1..=KID_BYTES_MAX).contains(&kid.len()) && kid.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// RFC 9068 section 2.1 and RFC 7519 section 5.1. Others (an ID-JAG, a logout token, a DPoP proof) are not for us.
+fn is_access_token_type(kind: &str) -> bool {
+    let kind = kind.to_ascii_lowercase();
+    matches!(kind.strip_prefix("application/").unwrap_or(&kind), "jwt" | "at+jwt")
+}
+
+/// An encoded part as one JSON object without duplicate members at any depth.
+fn object(encoded: &str) -> Option<Map<String, Value>> {
+    strict::object(&URL_SAFE_NO_PAD.decode(encoded).ok()?)
+}

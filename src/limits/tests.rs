@@ -1,0 +1,234 @@
+//! Rates with a clock that stands still until told, and slots.
+
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+
+use globset::Glob;
+use governor::clock::FakeRelativeClock;
+
+use super::*;
+
+fn rate(calls: u32, seconds: u64) -> Rate {
+    Rate { calls: NonZeroU32::new(calls).unwrap(), period: Duration::from_secs(seconds) }
+}
+
+fn calls(count: u32, seconds: u64) -> Bound {
+    Bound { calls: Some(rate(count, seconds)), concurrent: None }
+}
+
+fn concurrent(count: u32) -> Bound {
+    Bound { calls: None, concurrent: NonZeroU32::new(count) }
+}
+
+fn tool(glob: &str, bound: Bound) -> (GlobMatcher, Bound) {
+    (Glob::new(glob).unwrap().compile_matcher(), bound)
+}
+
+fn limits(config: Config) -> (Limits<FakeRelativeClock>, FakeRelativeClock) {
+    let clock = FakeRelativeClock::default();
+    (Limits::with_clock(config, clock.clone()), clock)
+}
+
+fn ann() -> Arc<str> {
+    "idp|t1|ann".into()
+}
+
+fn refused(result: Result<Slot, Limited>) -> &'static str {
+    result.err().map_or("", |limited| limited.limit)
+}
+
+#[test]
+fn without_limits_everything_passes() {
+    let (limits, _) = limits(Config::default());
+    for _ in 0..1000 {
+        limits.admit(Some(Ipv4Addr::LOCALHOST.into())).unwrap();
+        drop(limits.acquire(&ann(), Some("t1"), "vault", Some("kv.read")).unwrap());
+    }
+    assert_eq!(limits.slots.keys(), 0);
+}
+
+#[test]
+fn a_bucket_empties_refills_evenly_and_says_when() {
+    let (limits, clock) = limits(Config { address: Some(rate(4, 60)), ..Config::default() });
+    let address = Some(IpAddr::from([192, 0, 2, 1]));
+    (0..4).for_each(|_| limits.admit(address).unwrap());
+    let limited = limits.admit(address).unwrap_err();
+    assert_eq!(limited, Limited { limit: "address", retry_after: Duration::from_secs(15), concurrent: false });
+    clock.advance(limited.retry_after - Duration::from_millis(1));
+    assert_eq!(limits.admit(address).unwrap_err().retry_after, Duration::from_millis(1));
+    clock.advance(Duration::from_millis(1));
+    limits.admit(address).unwrap();
+    assert!(limits.admit(address).is_err());
+    clock.advance(Duration::from_secs(3600));
+    (0..4).for_each(|_| limits.admit(address).unwrap());
+    assert!(limits.admit(address).is_err(), "the bucket holds no more than its size");
+}
+
+#[test]
+fn addresses_are_counted_apart_and_ipv6_by_its_first_half() {
+    let (limits, _) = limits(Config { address: Some(rate(1, 60)), ..Config::default() });
+    let v6 = |text: &str| Some(IpAddr::from(text.parse::<Ipv6Addr>().unwrap()));
+    limits.admit(v6("2001:db8:0:1::1")).unwrap();
+    assert!(limits.admit(v6("2001:db8:0:1:ffff::2")).is_err());
+    limits.admit(v6("2001:db8:0:2::1")).unwrap();
+    limits.admit(Some(IpAddr::from([192, 0, 2, 1]))).unwrap();
+    assert!(limits.admit(v6("::ffff:192.0.2.1")).is_err(), "the same IPv4 address in IPv6 clothes");
+    limits.admit(Some(IpAddr::from([192, 0, 2, 2]))).unwrap();
+    (0..10).for_each(|_| limits.admit(None).unwrap());
+}
+
+#[test]
+fn principals_share_nothing_and_tenants_share_their_rate() {
+    let (limits, _) = limits(Config { principal: calls(3, 60), tenant: calls(4, 60), ..Config::default() });
+    let bob: Arc<str> = "idp|t1|bob".into();
+    (0..3).for_each(|_| drop(limits.acquire(&ann(), Some("t1"), "b", None).unwrap()));
+    assert_eq!(refused(limits.acquire(&ann(), Some("t1"), "b", None)), "principal");
+    drop(limits.acquire(&bob, Some("t1"), "b", None).unwrap());
+    assert_eq!(refused(limits.acquire(&bob, Some("t1"), "b", None)), "tenant");
+    drop(limits.acquire(&bob, Some("t2"), "b", None).unwrap());
+    assert_eq!(
+        refused(limits.acquire(&bob, Some("t2"), "b", None)),
+        "principal",
+        "what the tenant refused was counted"
+    );
+}
+
+#[test]
+fn the_first_tool_rule_that_matches_counts_each_tool_of_each_principal() {
+    let tools = vec![tool("vault/kv.delete", calls(1, 60)), tool("vault/*", calls(2, 60))];
+    let (limits, _) = limits(Config { tools, ..Config::default() });
+    let call = |who: &str, backend: &str, name: &str| refused(limits.acquire(&who.into(), None, backend, Some(name)));
+    assert_eq!(call("ann", "vault", "kv.delete"), "");
+    assert_eq!(call("ann", "vault", "kv.delete"), "tool");
+    assert_eq!(call("bob", "vault", "kv.delete"), "");
+    assert_eq!([call("ann", "vault", "kv.read"), call("ann", "vault", "kv.read")], ["", ""]);
+    assert_eq!(call("ann", "vault", "kv.read"), "tool");
+    assert_eq!(call("ann", "vault", "kv.list"), "");
+    assert!((0..10).all(|_| call("ann", "files", "kv.delete").is_empty()));
+    assert!(
+        (0..10).all(|_| refused(limits.acquire(&"ann".into(), None, "vault", None)).is_empty()),
+        "no tool, no tool rule"
+    );
+}
+
+#[test]
+fn a_slot_is_held_until_dropped() {
+    let (limits, _) = limits(Config { principal: concurrent(2), ..Config::default() });
+    let first = limits.acquire(&ann(), None, "b", None).unwrap();
+    let second = limits.acquire(&ann(), None, "b", None).unwrap();
+    let limited = limits.acquire(&ann(), None, "b", None).err().unwrap();
+    assert_eq!(
+        (limited.limit, limited.concurrent, limited.retry_after),
+        ("principal-concurrent", true, SLOT_RETRY_AFTER)
+    );
+    drop(limits.acquire(&"bob".into(), None, "b", None).unwrap());
+    drop(first);
+    let third = limits.acquire(&ann(), None, "b", None).unwrap();
+    drop((second, third));
+    assert_eq!(limits.slots.keys(), 0);
+}
+
+#[test]
+fn a_refusal_by_a_later_check_gives_back_what_was_taken() {
+    let tools = vec![tool("b/t", concurrent(1))];
+    let (limits, _) = limits(Config { principal: concurrent(2), tenant: concurrent(9), tools, ..Config::default() });
+    let held = limits.acquire(&ann(), Some("t1"), "b", Some("t")).unwrap();
+    for _ in 0..10 {
+        assert_eq!(refused(limits.acquire(&ann(), Some("t1"), "b", Some("t"))), "tool-concurrent");
+    }
+    drop(limits.acquire(&ann(), Some("t1"), "b", Some("other")).unwrap());
+    drop(held);
+    assert_eq!(limits.slots.keys(), 0);
+}
+
+#[test]
+fn a_tenant_bounds_all_its_principals_at_once() {
+    let (limits, _) = limits(Config { tenant: concurrent(2), ..Config::default() });
+    let held: Vec<_> = ["a", "b"].map(|who| limits.acquire(&who.into(), Some("t1"), "b", None).unwrap()).into();
+    assert_eq!(refused(limits.acquire(&"c".into(), Some("t1"), "b", None)), "tenant-concurrent");
+    drop(limits.acquire(&"c".into(), Some("t2"), "b", None).unwrap());
+    drop(held);
+}
+
+#[test]
+fn slots_come_back_from_threads_that_race_for_them() {
+    let limits = Limits::new(Config { principal: concurrent(3), ..Config::default() });
+    let most = std::sync::atomic::AtomicU32::new(0);
+    let now = std::sync::atomic::AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..2000 {
+                    if let Ok(slot) = limits.acquire(&ann(), None, "b", None) {
+                        most.fetch_max(
+                            now.fetch_add(1, std::sync::atomic::Ordering::SeqCst) + 1,
+                            std::sync::atomic::Ordering::SeqCst,
+                        );
+                        now.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                        drop(slot);
+                    }
+                }
+            });
+        }
+    });
+    assert!((1..=3).contains(&most.into_inner()));
+    assert_eq!(limits.slots.keys(), 0);
+}
+
+#[test]
+fn a_reload_gives_nobody_a_fresh_budget() {
+    let config = |rate| Config {
+        principal: Bound { calls: Some(rate), concurrent: NonZeroU32::new(1) },
+        tools: vec![tool("b/t", calls(1, 60))],
+        ..Config::default()
+    };
+    let (before, _) = limits(config(rate(2, 60)));
+    let held = before.acquire(&ann(), None, "b", Some("t")).unwrap();
+    let mut more = config(rate(2, 60));
+    more.tools.insert(0, tool("other/*", calls(9, 60)));
+    let after = before.reloaded(more);
+    assert_eq!(refused(after.acquire(&ann(), None, "b", None)), "principal-concurrent");
+    drop(held);
+    assert_eq!(refused(after.acquire(&ann(), None, "b", None)), "principal");
+    assert_eq!(refused(after.reloaded(config(rate(50, 60))).acquire(&ann(), None, "b", Some("t"))), "tool");
+}
+
+#[test]
+fn keys_that_used_nothing_lately_are_forgotten() {
+    let clock = FakeRelativeClock::default();
+    let rates = Rates::new(rate(2, 60), clock.clone());
+    (0..1000_u128).for_each(|key| rates.count(key).unwrap());
+    rates.sweep();
+    assert_eq!(rates.keys(), 1000);
+    clock.advance(Duration::from_secs(61));
+    rates.count(7).unwrap();
+    rates.sweep();
+    assert_eq!(rates.keys(), 1);
+}
+
+#[test]
+fn beyond_the_bound_new_keys_share_a_bucket_and_known_keys_do_not_suffer() {
+    let clock = FakeRelativeClock::default();
+    let rates = Rates::with_keys_max(rate(2, 60), clock.clone(), 64);
+    // One key for each shard, then as many as an attacker likes.
+    (0..64_u128).for_each(|key| rates.count(key).unwrap());
+    let passed = (64..64_000_u128).filter(|key| rates.count(*key).is_ok()).count();
+    assert_eq!((rates.keys(), passed), (64, 128), "two calls for each shard's shared bucket");
+    (0..64_u128).for_each(|key| rates.count(key).unwrap());
+    clock.advance(Duration::from_secs(61));
+    rates.count(1000).unwrap();
+    rates.count(1000).unwrap();
+    assert!(rates.count(1000).is_err(), "a full shard forgot its old key and gave the new one a bucket of its own");
+    rates.count(1064).unwrap();
+    assert_eq!(rates.keys(), 64);
+}
+
+#[test]
+fn extreme_rates_do_not_panic() {
+    for rate in [rate(u32::MAX, 0), rate(u32::MAX, 1), rate(1, u64::MAX), rate(1, 0)] {
+        let rates = Rates::new(rate, FakeRelativeClock::default());
+        rates.count(1).unwrap();
+        let _ = rates.count(1);
+        rates.sweep();
+    }
+}

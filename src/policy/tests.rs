@@ -1,0 +1,1 @@
+//! Tests of the judgement; this file holds what they share.

@@ -1,0 +1,129 @@
+//! `Principal`: the verified caller, and everything policy may know about them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// What a verifier has established. Only [`Principal::verified`] turns it into a `Principal`.
+#[derive(Clone, Debug, Default)]
+pub struct Claims {
+    pub kind: Kind,
+    /// `sub`, key name, or certificate identity; unique within `issuer`.
+    pub subject: String,
+    /// Token issuer; `api-key`, `mtls` or `anonymous` for the other methods.
+    pub issuer: String,
+    /// Who acts for the subject (RFC 8693 `act.sub`).
+    pub actor: Option<String>,
+    /// OAuth client (`azp`, `client_id`, `appid`).
+    pub client: Option<String>,
+    pub tenant: Option<String>,
+    pub scopes: BTreeSet<String>,
+    pub roles: BTreeSet<String>,
+    pub groups: BTreeSet<String>,
+    pub method: Method,
+    /// The connection carried a verified client certificate, whatever method named the principal.
+    pub mtls: bool,
+    pub expires_at: Option<SystemTime>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub enum Kind {
+    Agent,
+    Service,
+    #[default]
+    User,
+}
+
+impl Kind {
+    /// The Cedar entity type.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Agent => "Agent",
+            Kind::Service => "Service",
+            Kind::User => "User",
+        }
+    }
+}
+
+/// How the caller proved who they are.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+pub enum Method {
+    /// Only where no identity is configured at all (a loopback sidecar).
+    #[default]
+    Anonymous,
+    ApiKey,
+    Bearer,
+    Certificate,
+}
+
+impl Method {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Method::Anonymous => "anonymous",
+            Method::ApiKey => "api_key",
+            Method::Bearer => "bearer",
+            Method::Certificate => "certificate",
+        }
+    }
+}
+
+/// The verified caller. Made once per verified credential, shared by reference.
+#[derive(Debug)]
+pub struct Principal {
+    claims: Claims,
+    key: Arc<str>,
+    authority: u128,
+}
+
+impl Principal {
+    /// INVARIANT: called by `identity` alone (held by `tests/tidy.rs`), after verification.
+    pub fn verified(claims: Claims) -> Self {
+        let key = format!("{}|{}|{}", claims.issuer, claims.tenant.as_deref().unwrap_or(""), claims.subject);
+        let authority = authority(&claims);
+        Principal { claims, key: key.into(), authority }
+    }
+
+    /// issuer, tenant and subject: names the principal in limits, sessions and caches.
+    pub fn key(&self) -> &Arc<str> {
+        &self.key
+    }
+
+    /// Digest of everything policy can see: two principals with the same authority get the same decisions.
+    pub fn authority(&self) -> u128 {
+        self.authority
+    }
+
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        self.claims.expires_at
+    }
+}
+
+impl std::ops::Deref for Principal {
+    type Target = Claims;
+
+    fn deref(&self) -> &Claims {
+        &self.claims
+    }
+}
+
+fn authority(claims: &Claims) -> u128 {
+    let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
+    let mut field = |value: &str| {
+        digest.update(&(value.len() as u64).to_le_bytes());
+        digest.update(value.as_bytes());
+    };
+    field(claims.kind.as_str());
+    field(claims.method.as_str());
+    field(if claims.mtls { "mtls" } else { "" });
+    for value in [Some(&claims.subject), Some(&claims.issuer), claims.actor.as_ref(), claims.client.as_ref(), claims.tenant.as_ref()] {
+        field(value.map_or("\u{0}", String::as_str));
+    }
+    for set in [&claims.scopes, &claims.roles, &claims.groups] {
+        field(&set.len().to_string());
+        set.iter().for_each(|value| field(value));
+    }
+    let bytes = digest.finish();
+    let mut half = [0u8; 16];
+    half.iter_mut().zip(bytes.as_ref()).for_each(|(to, from)| *to = *from);
+    u128::from_le_bytes(half)
+}

@@ -1,0 +1,33 @@
+//! Where does it go? Host and path to a route, a route to its backend. Pure.
+
+use std::sync::Arc;
+
+use crate::catalog::Mode;
+
+/// One MCP endpoint of the gateway.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Exact path, for example `/mcp`.
+    pub path: String,
+    /// Only for this host (no port), if given.
+    pub host: Option<String>,
+    /// Names of backends. Several are federated by a later release; today exactly one.
+    pub backend: Arc<str>,
+    pub mode: Option<Mode>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    pub routes: Vec<Route>,
+}
+
+impl Config {
+    /// The most specific route: one for this host before one for any host.
+    pub fn find(&self, host: &str, path: &str) -> Option<&Route> {
+        let bare = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map_or(host, |(bare, _)| bare);
+        let matching = || self.routes.iter().filter(|route| route.path == path);
+        matching()
+            .find(|route| route.host.as_deref() == Some(bare))
+            .or_else(|| matching().find(|route| route.host.is_none()))
+    }
+}

@@ -1,0 +1,113 @@
+//! Who is here: counts connections and h2 streams, caps the first, and tells when all are gone.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::AcqRel;
+use std::sync::atomic::Ordering::Acquire;
+use std::sync::atomic::Ordering::Relaxed;
+
+use tokio::sync::Notify;
+
+use super::Counts;
+
+#[derive(Default)]
+pub(super) struct Crowd {
+    connections: AtomicUsize,
+    /// Streams of h2 connections run in tasks of their own, which may outlive their connection's for a moment.
+    streams: AtomicUsize,
+    /// Request bodies held in memory.
+    body_bytes: AtomicUsize,
+    refused: AtomicU64,
+    handshakes_failed: AtomicU64,
+    left: Notify,
+}
+
+/// One connection's or stream's presence.
+pub(super) struct Presence {
+    crowd: Arc<Crowd>,
+    what: What,
+}
+
+enum What {
+    Connection,
+    Stream,
+}
+
+impl Crowd {
+    /// A place for one more connection, if there is one.
+    pub(super) fn enter(self: &Arc<Self>, connections_max: usize) -> Option<Presence> {
+        if self.connections.fetch_add(1, AcqRel) >= connections_max {
+            self.connections.fetch_sub(1, AcqRel);
+            self.refused.fetch_add(1, Relaxed);
+            return None;
+        }
+        Some(Presence { crowd: self.clone(), what: What::Connection })
+    }
+
+    pub(super) fn stream(self: &Arc<Self>) -> Presence {
+        self.streams.fetch_add(1, AcqRel);
+        Presence { crowd: self.clone(), what: What::Stream }
+    }
+
+    pub(super) fn handshake_failed(&self) {
+        self.handshakes_failed.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        Counts {
+            connections: self.connections.load(Acquire),
+            connections_refused: self.refused.load(Relaxed),
+            handshakes_failed: self.handshakes_failed.load(Relaxed),
+        }
+    }
+
+    /// Resolves when nobody is here.
+    pub(super) async fn gone(&self) {
+        loop {
+            let left = self.left.notified();
+            tokio::pin!(left);
+            left.as_mut().enable(); // before the look, so that a departure between look and wait is not missed
+            if self.connections.load(Acquire) == 0 && self.streams.load(Acquire) == 0 {
+                return;
+            }
+            left.await;
+        }
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        let count = match self.what {
+            What::Connection => &self.crowd.connections,
+            What::Stream => &self.crowd.streams,
+        };
+        if count.fetch_sub(1, AcqRel) == 1 {
+            self.crowd.left.notify_waiters();
+        }
+    }
+}
+
+/// The bytes of one request body, counted among all that are held.
+pub(super) struct Share {
+    crowd: Arc<Crowd>,
+    bytes: usize,
+}
+
+impl Share {
+    pub(super) fn none(crowd: &Arc<Crowd>) -> Share {
+        Share { crowd: crowd.clone(), bytes: 0 }
+    }
+
+    /// Counts more bytes; false when all bodies together would be over `bytes_max`.
+    pub(super) fn grow(&mut self, bytes: usize, bytes_max: usize) -> bool {
+        self.bytes += bytes;
+        self.crowd.body_bytes.fetch_add(bytes, Relaxed) + bytes <= bytes_max
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.crowd.body_bytes.fetch_sub(self.bytes, Relaxed);
+    }
+}
