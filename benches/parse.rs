@@ -1,5 +1,7 @@
 //! How long does reading take? One inbound call, one upstream answer, one list of 1,000 tools, server-sent events.
 
+#![expect(clippy::expect_used, reason = "a measuring program may stop where it stands")]
+
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
@@ -43,7 +45,8 @@ fn list(tools: usize) -> Bytes {
         )
     };
     let tools: Vec<_> = (0..tools).map(tool).collect();
-    format!(r#"{{"jsonrpc":"2.0","id":1,"result":{{"tools":[{}],"ttlMs":0,"cacheScope":"public"}}}}"#, tools.join(",")).into()
+    format!(r#"{{"jsonrpc":"2.0","id":1,"result":{{"tools":[{}],"ttlMs":0,"cacheScope":"public"}}}}"#, tools.join(","))
+        .into()
 }
 
 fn parse(criterion: &mut Criterion) {
@@ -57,7 +60,10 @@ fn parse(criterion: &mut Criterion) {
         let request = request(body);
         group.bench_function(name, |bencher| bencher.iter(|| mcp::parse(black_box(&request))));
     }
-    let answer = format!(r#"{{"jsonrpc":"2.0","id":17,"result":{{"content":[{{"type":"text","text":"{}"}}]}}}}"#, "y".repeat(520));
+    let answer = format!(
+        r#"{{"jsonrpc":"2.0","id":17,"result":{{"content":[{{"type":"text","text":"{}"}}]}}}}"#,
+        "y".repeat(520)
+    );
     group.throughput(Throughput::Bytes(answer.len() as u64));
     group.bench_function("answer of 600 B", |bencher| bencher.iter(|| Incoming::read(black_box(answer.as_bytes()))));
 
@@ -65,7 +71,9 @@ fn parse(criterion: &mut Criterion) {
     let page = Page::parse(ListKind::Tools, &answer).expect("a page");
     let keep: Vec<bool> = page.entries.iter().map(|entry| entry.hints.read_only_hint == Some(true)).collect();
     group.throughput(Throughput::Bytes(answer.len() as u64));
-    group.bench_function("list of 1,000 tools", |bencher| bencher.iter(|| Page::parse(ListKind::Tools, black_box(&answer))));
+    group.bench_function("list of 1,000 tools", |bencher| {
+        bencher.iter(|| Page::parse(ListKind::Tools, black_box(&answer)))
+    });
     group.bench_function("list of 1,000 tools, 900 kept", |bencher| bencher.iter(|| page.keep(black_box(&keep))));
     group.finish();
 }

@@ -110,6 +110,8 @@ pub struct Record {
     pub limit: Option<&'static str>,
     /// The ids of the policies that decided.
     pub policies: Vec<String>,
+    /// Entries of a list that the caller was not shown.
+    pub hidden: u64,
     /// How it ended: `answered`, `streamed`, `refused`, `failed`, `client_gone`.
     pub outcome: Option<&'static str>,
     pub status: Option<u16>,

@@ -102,6 +102,7 @@ impl Action {
 
 /// What goes upstream when the call is permitted.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly all are posts; a box would cost each of them an allocation")]
 pub enum Operation {
     /// DELETE: end the legacy session.
     EndSession,

@@ -9,6 +9,7 @@ mod reference;
 mod scalar;
 mod schema;
 mod show;
+mod strict;
 #[cfg(test)]
 mod tests;
 mod yaml;
@@ -142,7 +143,9 @@ impl std::error::Error for Errors {}
 /// # Errors
 /// All of them at once, each with its place.
 pub fn load(path: &Path, options: Options) -> Result<Loaded, Errors> {
-    let whole = |message: String| Errors(vec![Problem { file: path.to_owned(), line: 0, column: 0, key: String::new(), message }]);
+    let whole = |message: String| {
+        Errors(vec![Problem { file: path.to_owned(), line: 0, column: 0, key: String::new(), message }])
+    };
     let file = std::fs::File::open(path).map_err(|error| whole(format!("cannot be read: {error}")))?;
     let mut text = String::new();
     let bytes_max = u64::try_from(FILE_BYTES_MAX).unwrap_or(u64::MAX).saturating_add(1);
@@ -168,10 +171,11 @@ pub fn parse(text: &str, path: &Path, options: Options) -> Result<Loaded, Errors
         let message = format!("larger than {FILE_BYTES_MAX} bytes");
         return Err(Errors(vec![Problem { file: path.to_owned(), line: 0, column: 0, key: String::new(), message }]));
     }
-    let tree = yaml::parse(text.trim_start_matches('\u{feff}')).map_err(|faults| Errors(faults.into_iter().map(problem).collect()))?;
+    let tree = yaml::parse(text.trim_start_matches('\u{feff}'))
+        .map_err(|faults| Errors(faults.into_iter().map(problem).collect()))?;
     let yaml::Tree { mut root, faults } = tree;
-    let mut read = read::read(&mut root);
-    read.pruned.extend(faults.iter().map(|fault| fault.path.clone()));
+    let refused = faults.iter().map(|fault| fault.path.clone()).collect();
+    let read = read::read(&mut root, refused);
     let mut errors: Vec<Problem> = faults.into_iter().chain(read.faults).map(problem).collect();
     let mut book = book::Book::new(path, &options, &root, read.pruned);
     let config = read.file.map(|file| meaning::mean(&mut book, file));

@@ -75,7 +75,13 @@ pub struct Head {
 
 impl Gateway {
     pub fn new(house: Arc<House>, audit: Arc<Audit>, metrics: Arc<Metrics>, sealer: Sealer) -> Gateway {
-        Gateway { house: ArcSwap::new(house), audit, metrics, sealer: Arc::new(sealer), lists: Arc::new(list::Lists::new()) }
+        Gateway {
+            house: ArcSwap::new(house),
+            audit,
+            metrics,
+            sealer: Arc::new(sealer),
+            lists: Arc::new(list::Lists::new()),
+        }
     }
 
     /// The configuration in force. A request takes it once, so it sees one configuration from end to end.
@@ -103,7 +109,10 @@ impl Gateway {
             Ok(Ok(Err(rejection))) => self.reject(&house, &request.path, open, rejection),
             Ok(Err(_panic)) => self.reject(&house, &request.path, open, Rejection::Internal),
             Err(_elapsed) => {
-                let backend = house.routes.find(&request.host, &request.path).map_or_else(|| "".into(), |route| route.backend.clone());
+                let backend = house
+                    .routes
+                    .find(&request.host, &request.path)
+                    .map_or_else(|| "".into(), |route| route.backend.clone());
                 self.reject(&house, &request.path, open, Rejection::BackendTimeout { backend })
             }
         }
@@ -169,14 +178,17 @@ impl Gateway {
         let mut reply = Reply::json(facts.status, body);
         let metadata_url = || house.metadata_url(path);
         let header = match &rejection {
-            Rejection::Identity { problem } if facts.status == 401 => {
-                Some((WWW_AUTHENTICATE, challenge::challenge(problem, metadata_url().as_deref(), &house.base_scopes(path))))
-            }
+            Rejection::Identity { problem } if facts.status == 401 => Some((
+                WWW_AUTHENTICATE,
+                challenge::challenge(problem, metadata_url().as_deref(), &house.base_scopes(path)),
+            )),
             Rejection::InsufficientScope { scopes } => {
                 Some((WWW_AUTHENTICATE, challenge::insufficient_scope(scopes, metadata_url().as_deref())))
             }
             Rejection::MethodNotAllowed { allow } => Some((ALLOW, (*allow).to_owned())),
-            Rejection::RateLimited { retry_after, .. } => Some((RETRY_AFTER, rejection::seconds(*retry_after).to_string())),
+            Rejection::RateLimited { retry_after, .. } => {
+                Some((RETRY_AFTER, rejection::seconds(*retry_after).to_string()))
+            }
             _ if facts.retryable && facts.status >= 429 => Some((RETRY_AFTER, "1".to_owned())),
             _ => None,
         };

@@ -1,14 +1,13 @@
 //! The Model Context Protocol as a gateway needs it: strict JSON-RPC, eras, mirrored headers, canonical writer. Pure.
 
-pub mod error;
 mod era;
+pub mod error;
 mod headers;
 mod incoming;
 mod jsonrpc;
 pub mod list;
 mod message;
 pub mod sse;
-pub mod tool;
 
 pub use era::Era;
 pub use era::LEGACY_VERSIONS;

@@ -122,6 +122,14 @@ impl Permit {
     }
 }
 
+#[cfg(test)]
+impl Permit {
+    /// A permit that no policy gave: for tests of the rooms behind policy.
+    pub fn for_tests(call: Call) -> Permit {
+        Permit { call, policies: Arc::new([]) }
+    }
+}
+
 /// A reasoned no.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Denial {
@@ -190,7 +198,8 @@ impl Policy {
             loaded.source(file, text, &mut errors);
         }
         let Loaded { policies, reads_args, notes, .. } = loaded;
-        let policies = cedar_policy::PolicySet::from_policies(policies).map_err(|error| errors.push(Error::Set { what: error.to_string() }));
+        let policies = cedar_policy::PolicySet::from_policies(policies)
+            .map_err(|error| errors.push(Error::Set { what: error.to_string() }));
         match policies {
             Ok(policies) if errors.is_empty() => {
                 let weigher = |_: &_, list: &Arc<[bool]>| u32::try_from(list.len() + 128).unwrap_or(u32::MAX);
@@ -251,7 +260,13 @@ impl Policy {
     /// [`Policy::list`], remembered as a whole where no answer depends on the context.
     ///
     /// `version` names the list: equal versions mean equal declarations, whatever the backend.
-    pub fn decide_list(&self, principal: &Principal, version: u64, decls: &[Arc<Decl>], context: &Context) -> Arc<[bool]> {
+    pub fn decide_list(
+        &self,
+        principal: &Principal,
+        version: u64,
+        decls: &[Arc<Decl>],
+        context: &Context,
+    ) -> Arc<[bool]> {
         let key = (principal.authority(), version, context.mode);
         if let Some(known) = self.lists.get(&key).filter(|known| known.len() == decls.len()) {
             return known;

@@ -115,7 +115,13 @@ fn authority(claims: &Claims) -> u128 {
     field(claims.kind.as_str());
     field(claims.method.as_str());
     field(if claims.mtls { "mtls" } else { "" });
-    for value in [Some(&claims.subject), Some(&claims.issuer), claims.actor.as_ref(), claims.client.as_ref(), claims.tenant.as_ref()] {
+    for value in [
+        Some(&claims.subject),
+        Some(&claims.issuer),
+        claims.actor.as_ref(),
+        claims.client.as_ref(),
+        claims.tenant.as_ref(),
+    ] {
         field(value.map_or("\u{0}", String::as_str));
     }
     for set in [&claims.scopes, &claims.roles, &claims.groups] {

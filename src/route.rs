@@ -24,7 +24,10 @@ pub struct Config {
 impl Config {
     /// The most specific route: one for this host before one for any host.
     pub fn find(&self, host: &str, path: &str) -> Option<&Route> {
-        let bare = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map_or(host, |(bare, _)| bare);
+        let bare = host
+            .rsplit_once(':')
+            .filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()))
+            .map_or(host, |(bare, _)| bare);
         let matching = || self.routes.iter().filter(|route| route.path == path);
         matching()
             .find(|route| route.host.as_deref() == Some(bare))

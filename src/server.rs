@@ -293,7 +293,10 @@ impl Server {
         }
         let grace = self.gate.load().grace;
         if tokio::time::timeout(grace, self.crowd.gone()).await.is_err() {
-            tracing::warn!(connections = self.crowd.counts().connections, "the shutdown grace is over: what is left is cut");
+            tracing::warn!(
+                connections = self.crowd.counts().connections,
+                "the shutdown grace is over: what is left is cut"
+            );
         }
         cut.send_replace(true);
         drop(tokio::time::timeout(CUT, self.crowd.gone()).await);

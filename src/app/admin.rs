@@ -23,7 +23,12 @@ pub(super) struct Desk {
 }
 
 impl Desk {
-    pub(super) fn new(gateway: Arc<Gateway>, audit: Arc<Audit>, metrics: Arc<Metrics>, stopping: watch::Receiver<bool>) -> Desk {
+    pub(super) fn new(
+        gateway: Arc<Gateway>,
+        audit: Arc<Audit>,
+        metrics: Arc<Metrics>,
+        stopping: watch::Receiver<bool>,
+    ) -> Desk {
         Desk { gateway, audit, metrics, stopping }
     }
 }
@@ -58,7 +63,8 @@ impl Admin for Desk {
             })
             .collect();
         backends.sort_by_key(|backend| backend["name"].to_string());
-        let routes: Vec<_> = house.routes.routes.iter().map(|route| json!({ "path": route.path, "backend": &*route.backend })).collect();
+        let routes: Vec<_> =
+            house.routes.routes.iter().map(|route| json!({ "path": route.path, "backend": &*route.backend })).collect();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "mode": house.mode.as_str(),

@@ -14,6 +14,7 @@ use crate::gateway::House;
 use crate::gateway::Member;
 use crate::identity::Identity;
 use crate::limits::Limits;
+use crate::policy::Grant;
 use crate::policy::Policy;
 use crate::telemetry::metrics::Metrics;
 
@@ -23,7 +24,8 @@ const INTRODUCTION: Duration = Duration::from_secs(10);
 /// Every room, or every problem. What an equal configuration built before is kept with its pools, caches and counters.
 pub(super) async fn house(config: &Config, old: Option<&House>) -> Result<Arc<House>, Vec<String>> {
     let mut problems = Vec::new();
-    let policy = Policy::new(&config.policy).map_err(|errors| problems.extend(errors.iter().map(ToString::to_string))).ok();
+    let policy =
+        Policy::new(&config.policy).map_err(|errors| problems.extend(errors.iter().map(ToString::to_string))).ok();
     let identity = match old {
         Some(old) => old.identity.renewed(config.identity.clone()),
         None => Identity::new(config.identity.clone()),
@@ -52,7 +54,16 @@ pub(super) async fn house(config: &Config, old: Option<&House>) -> Result<Arc<Ho
         policy,
         public_url: config.public_url.clone(),
         routes: config.routes.clone(),
+        first_scopes: first_scopes(&config.policy.grants),
     }))
+}
+
+/// The scopes whose grants do least.
+fn first_scopes(grants: &[Grant]) -> Vec<String> {
+    let highest = |grant: &Grant| grant.allow.iter().max().copied();
+    let scoped = || grants.iter().filter(|grant| grant.scope.is_some());
+    let least = scoped().filter_map(highest).min();
+    scoped().filter(|grant| highest(grant) == least).filter_map(|grant| grant.scope.clone()).collect()
 }
 
 fn member(config: &remote::Config, old: Option<&House>) -> Result<Member, String> {
@@ -76,7 +87,9 @@ fn fingerprint(config: &remote::Config) -> [u8; 32] {
                 digest.update(&std::fs::read(path).unwrap_or_default());
             }
         }
-        remote::Transport::Stdio(stdio) => stdio.env.iter().for_each(|(_, value)| digest.update(value.expose().as_bytes())),
+        remote::Transport::Stdio(stdio) => {
+            stdio.env.iter().for_each(|(_, value)| digest.update(value.expose().as_bytes()))
+        }
     }
     let mut print = [0; 32];
     print.copy_from_slice(digest.finish().as_ref());

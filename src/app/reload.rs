@@ -52,8 +52,16 @@ fn stamp(path: &std::path::Path) -> Option<Stamp> {
 pub(super) fn record_raised(old: &House, new: &House, audit: &Audit) {
     let ceilings = |house: &House| {
         let mut all = vec![("gateway".to_owned(), house.mode)];
-        all.extend(house.members.iter().filter_map(|(name, member)| member.mode.map(|mode| (format!("backend {name}"), mode))));
-        all.extend(house.routes.routes.iter().filter_map(|route| route.mode.map(|mode| (format!("route {}", route.path), mode))));
+        all.extend(
+            house.members.iter().filter_map(|(name, member)| member.mode.map(|mode| (format!("backend {name}"), mode))),
+        );
+        all.extend(
+            house
+                .routes
+                .routes
+                .iter()
+                .filter_map(|route| route.mode.map(|mode| (format!("route {}", route.path), mode))),
+        );
         all
     };
     let before = ceilings(old);

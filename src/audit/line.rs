@@ -47,6 +47,9 @@ pub(super) fn request(record: &Record) -> Vec<u8> {
     line.maybe("denial", record.denial);
     line.maybe("limit", record.limit);
     line.policies(&record.policies);
+    if record.hidden > 0 {
+        line.number("hidden", record.hidden);
+    }
     line.maybe("outcome", record.outcome);
     if let Some(status) = record.status {
         line.number("status", status);

@@ -32,7 +32,9 @@ impl Effect {
 }
 
 /// A ceiling over effects. It never grants; the lowest of all that apply wins.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, schemars::JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// Admits `read` and `read_sensitive`.
@@ -117,5 +119,120 @@ impl Effects {
     /// Hints about idempotence only matter where the operator trusts them.
     pub fn idempotent(&self, hints: Hints) -> bool {
         self.trust_annotations && hints.idempotent_hint == Some(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use globset::Glob;
+
+    use super::*;
+
+    fn hints(read_only: Option<bool>, destructive: Option<bool>) -> Hints {
+        Hints { read_only_hint: read_only, destructive_hint: destructive, idempotent_hint: None }
+    }
+
+    fn effects(rules: &[(&str, Effect)], trust_annotations: bool) -> Effects {
+        let rules =
+            rules.iter().map(|(glob, effect)| (Glob::new(glob).expect("a glob").compile_matcher(), *effect)).collect();
+        Effects { rules, trust_annotations }
+    }
+
+    /// Read-only hint, destructive hint, then the effect: unclassified untrusted, unclassified trusted, and with our
+    /// `read`, `read_sensitive`, `write` and `destroy`.
+    #[test]
+    fn ours_wins_theirs_raises_and_only_trust_lowers() {
+        use Effect::Destroy as D;
+        use Effect::Read as R;
+        use Effect::ReadSensitive as S;
+        use Effect::Write as W;
+        let (yes, no) = (Some(true), Some(false));
+        let table = [
+            (None, None, [D, D, R, S, W, D]),
+            (None, no, [D, W, R, S, W, D]),
+            (None, yes, [D, D, D, D, D, D]),
+            (no, None, [D, D, W, W, W, D]),
+            (no, no, [D, W, W, W, W, D]),
+            (no, yes, [D, D, D, D, D, D]),
+            (yes, None, [D, R, R, S, W, D]),
+            (yes, no, [D, R, R, S, W, D]),
+            (yes, yes, [D, R, R, S, W, D]),
+        ];
+        for (read_only, destructive, [untrusted, trusted, ours @ ..]) in table {
+            let hints = hints(read_only, destructive);
+            assert_eq!(effects(&[], false).classify("t", hints), untrusted, "{hints:?}, untrusted");
+            assert_eq!(effects(&[], true).classify("t", hints), trusted, "{hints:?}, trusted");
+            for (own, expected) in Effect::ALL.into_iter().zip(ours) {
+                for trust in [false, true] {
+                    assert_eq!(
+                        effects(&[("t", own)], trust).classify("t", hints),
+                        expected,
+                        "{hints:?}, ours {own:?}, trust {trust}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn hints_never_lower_what_we_say() {
+        for own in Effect::ALL {
+            for read_only in [None, Some(false), Some(true)] {
+                for destructive in [None, Some(false), Some(true)] {
+                    assert!(effects(&[("*", own)], true).classify("t", hints(read_only, destructive)) >= own);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_rule_that_matches_wins() {
+        let effects =
+            effects(&[("kv.read", Effect::ReadSensitive), ("kv.*", Effect::Write), ("*", Effect::Read)], false);
+        for (tool, expected) in [("kv.read", Effect::ReadSensitive), ("kv.put", Effect::Write), ("ping", Effect::Read)]
+        {
+            assert_eq!(effects.classify(tool, Hints::default()), expected, "{tool}");
+        }
+    }
+
+    #[test]
+    fn idempotence_is_believed_only_where_annotations_are_trusted() {
+        for (hint, trust, expected) in
+            [(None, true, false), (Some(false), true, false), (Some(true), true, true), (Some(true), false, false)]
+        {
+            let hints = Hints { idempotent_hint: hint, ..Hints::default() };
+            assert_eq!(effects(&[], trust).idempotent(hints), expected, "{hint:?} {trust}");
+        }
+    }
+
+    #[test]
+    fn hints_are_read_by_their_names_on_the_wire() {
+        let read: Hints = serde_json::from_str(r#"{"readOnlyHint": true, "idempotentHint": false, "title": "x"}"#)
+            .expect("annotations");
+        assert_eq!(read, Hints { read_only_hint: Some(true), destructive_hint: None, idempotent_hint: Some(false) });
+    }
+
+    #[test]
+    fn modes_are_ceilings_over_ordered_effects() {
+        let admitted = |mode: Mode| Effect::ALL.into_iter().filter(|effect| mode.admits(*effect)).count();
+        assert_eq!([Mode::ReadOnly, Mode::NonDestructive, Mode::Full].map(admitted), [2, 3, 4]);
+        assert_eq!(Mode::default(), Mode::ReadOnly);
+        assert!(Effect::ALL.is_sorted());
+        for effect in Effect::ALL {
+            assert!(
+                !Mode::ReadOnly.admits(effect) || Mode::NonDestructive.admits(effect),
+                "a higher mode admits what a lower one does"
+            );
+        }
+    }
+
+    #[test]
+    fn effects_and_modes_are_written_the_same_everywhere() {
+        for effect in Effect::ALL {
+            assert_eq!(serde_json::to_value(effect).expect("a value"), effect.as_str());
+        }
+        for mode in [Mode::ReadOnly, Mode::NonDestructive, Mode::Full] {
+            assert_eq!(serde_json::to_value(mode).expect("a value"), mode.as_str());
+        }
     }
 }

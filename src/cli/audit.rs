@@ -36,7 +36,10 @@ struct Verify {
 impl Audit {
     pub(super) fn run(self) -> u8 {
         let Verb::Verify(verify) = self.verb;
-        match audit::verify(&verify.file, &audit::Expect { head: verify.expect_head, seq: None, follows: verify.follows }) {
+        match audit::verify(
+            &verify.file,
+            &audit::Expect { head: verify.expect_head, seq: None, follows: verify.follows },
+        ) {
             Ok(summary) => print(&summary.to_string()),
             Err(broken) => complain(&format!("{}: {broken}", verify.file.display())),
         }

@@ -1,4 +1,5 @@
 //! `wardgate front`: a sidecar from one line; the flags become a configuration like any other.
+#![expect(clippy::indexing_slicing, reason = "assigning by key inserts into the JSON objects made right here")]
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -145,6 +146,7 @@ impl Front {
 }
 
 fn effect(rule: &str) -> Result<Value, String> {
-    let (tools, effect) = rule.split_once('=').ok_or_else(|| format!("--effect {rule}: write GLOB=EFFECT, for example get_*=read"))?;
+    let (tools, effect) =
+        rule.split_once('=').ok_or_else(|| format!("--effect {rule}: write GLOB=EFFECT, for example get_*=read"))?;
     Ok(json!({ "tools": tools, "effect": effect }))
 }

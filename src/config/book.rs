@@ -20,6 +20,7 @@ use super::scalar::Span;
 use super::yaml::Node;
 use super::yaml::Step;
 use super::yaml::below;
+use super::yaml::within;
 use crate::secret::Secret;
 
 /// A secret is a line; a bigger file is something else.
@@ -94,10 +95,12 @@ impl<'a> Book<'a> {
     /// Was something taken out here, above or below?
     pub(super) fn touched(&self, key: &Key) -> bool {
         let path = self.path_of(key);
-        let within = |inner: &str, outer: &str| {
-            inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']) || outer.is_empty())
-        };
         self.pruned.iter().any(|pruned| within(pruned, &path) || within(&path, pruned))
+    }
+
+    /// Is it in the file?
+    pub(super) fn has(&self, key: &Key) -> bool {
+        self.root.find(&key.0).1 == key.0.len()
     }
 
     fn path_of(&self, key: &Key) -> String {
@@ -131,7 +134,14 @@ impl<'a> Book<'a> {
         }
     }
 
-    pub(super) fn size(&mut self, key: &Key, name: &str, value: Option<Size>, default: usize, range: RangeInclusive<usize>) -> usize {
+    pub(super) fn size(
+        &mut self,
+        key: &Key,
+        name: &str,
+        value: Option<Size>,
+        default: usize,
+        range: RangeInclusive<usize>,
+    ) -> usize {
         let Some(Size(size)) = value else { return default };
         match usize::try_from(size).ok().filter(|size| range.contains(size)) {
             Some(size) => size,
@@ -224,7 +234,10 @@ impl<'a> Book<'a> {
         const OTHERS_READ: u32 = 0o004;
         let mode = std::fs::metadata(path).map(|facts| facts.permissions().mode());
         if self.options.check_files && mode.is_ok_and(|mode| mode & OTHERS_READ != 0) {
-            self.warn(key, format!("every user of this machine can read `{}`: take the right away (`chmod o-r`)", path.display()));
+            self.warn(
+                key,
+                format!("every user of this machine can read `{}`: take the right away (`chmod o-r`)", path.display()),
+            );
         }
     }
 

@@ -10,7 +10,6 @@ pub(super) use backend::Backend;
 pub(super) use backend::Credential;
 pub(super) use backend::EffectRule;
 pub(super) use backend::Era;
-pub(super) use backend::Health;
 pub(super) use backend::Http;
 pub(super) use backend::Stdio;
 pub(super) use identity::Algorithm;
@@ -35,13 +34,13 @@ use crate::catalog::Mode;
 #[schemars(title = "Wardgate configuration")]
 pub(super) struct File {
     /// Addresses that clients reach the gateway on; at least one.
-    #[schemars(required)]
+    #[schemars(with = "Vec<Listener>")]
     pub listeners: Option<Vec<Listener>>,
     /// The address clients use, without a path: `https://mcp.example.com`. Needed with `oidc`, because clients find the
     /// login by it (RFC 9728).
     pub public_url: Option<String>,
     /// How callers prove who they are; at least one way. A bad credential is refused, it never falls through to another way.
-    #[schemars(required)]
+    #[schemars(with = "Vec<Identity>")]
     pub identity: Option<Vec<Identity>>,
     /// The ceiling over everything that is granted. It never grants; the lowest of gateway, route and backend holds.
     /// Default: `read-only`.
@@ -54,10 +53,10 @@ pub(super) struct File {
     /// How much callers may do. Default: no limits.
     pub limits: Option<Limits>,
     /// MCP servers behind the gateway, by name (letters, digits, `-` and `_`).
-    #[schemars(required)]
+    #[schemars(with = "std::collections::BTreeMap<String, Backend>")]
     pub backends: Option<std::collections::BTreeMap<String, Backend>>,
     /// MCP endpoints of the gateway; at least one.
-    #[schemars(required)]
+    #[schemars(with = "Vec<Route>")]
     pub routes: Option<Vec<Route>>,
     /// The listener for `/livez`, `/readyz`, `/metrics` and `/status`. Default: none.
     pub admin: Option<Admin>,
@@ -76,9 +75,9 @@ pub(super) struct File {
 #[serde(deny_unknown_fields)]
 pub(super) struct Listener {
     /// `IP:PORT`, for example `0.0.0.0:8443`, `127.0.0.1:8080` or `[::]:8443`; or `unix:/path/to.sock`.
-    #[schemars(required)]
+    #[schemars(with = "String")]
     pub address: Option<String>,
-    /// Permission bits of a Unix socket, in octal. Default: `0660`.
+    /// Permission bits of a Unix socket, in octal and in quotes. Default: `"0660"`.
     pub socket_mode: Option<String>,
     /// TLS for this address. Default: plain HTTP.
     pub tls: Option<Tls>,
@@ -89,10 +88,10 @@ pub(super) struct Listener {
 #[serde(deny_unknown_fields)]
 pub(super) struct Tls {
     /// PEM file of the certificate chain, leaf first.
-    #[schemars(required)]
+    #[schemars(with = "String")]
     pub certificate: Option<String>,
     /// PEM file of the private key.
-    #[schemars(required)]
+    #[schemars(with = "String")]
     pub key: Option<String>,
     /// PEM file of the authorities that client certificates are verified against.
     pub client_ca: Option<String>,
@@ -124,9 +123,10 @@ pub(super) struct Grant {
     /// For this one caller: a token's `sub`, the name of an API key, or a certificate's identity.
     pub subject: Option<String>,
     /// Effects it allows; each must be named, `write` does not include `read`.
-    #[schemars(required)]
+    #[schemars(with = "Vec<Effect>")]
     pub allow: Option<Vec<Effect>>,
-    /// Tools it is for, as `backend/tool` globs: `files/read_*`, `files/*`. Default: all tools of all backends.
+    /// Tools it is for, as `backend/tool`, where `*` stands for any characters: `files/read_*`, `files/*`. Default: all tools
+    /// of all backends.
     pub tools: Option<Strings>,
 }
 
@@ -160,7 +160,7 @@ pub(super) struct Bound {
 #[serde(deny_unknown_fields)]
 pub(super) struct ToolBound {
     /// `backend/tool` glob: `files/search_*`.
-    #[schemars(required)]
+    #[schemars(with = "String")]
     pub tools: Option<String>,
     /// Calls over time, as a bucket that refills evenly: `60 per 1m`.
     pub calls: Option<Rate>,
@@ -173,12 +173,12 @@ pub(super) struct ToolBound {
 #[serde(deny_unknown_fields)]
 pub(super) struct Route {
     /// The exact path: `/mcp`.
-    #[schemars(required)]
+    #[schemars(with = "String")]
     pub path: Option<String>,
     /// Only for requests to this host name (no port). Default: any host.
     pub host: Option<String>,
     /// The backend it leads to: a list of one name.
-    #[schemars(required)]
+    #[schemars(with = "Strings")]
     pub backends: Option<Strings>,
     /// A ceiling for this route. Default: the gateway's `mode`.
     pub mode: Option<Mode>,
@@ -189,9 +189,9 @@ pub(super) struct Route {
 #[serde(deny_unknown_fields)]
 pub(super) struct Admin {
     /// `IP:PORT` or `unix:/path/to.sock`.
-    #[schemars(required)]
+    #[schemars(with = "String")]
     pub address: Option<String>,
-    /// Permission bits of a Unix socket, in octal. Default: `0660`.
+    /// Permission bits of a Unix socket, in octal and in quotes. Default: `"0660"`.
     pub socket_mode: Option<String>,
 }
 

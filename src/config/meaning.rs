@@ -34,10 +34,11 @@ const CONCURRENT_MAX: u32 = 1_000_000;
 /// Everything the file means. What is wrong is in the book; then the result is not used.
 pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
     let root = Key::default();
+    let public = file.public_url.is_some();
     let public_url = public_url(book, &root.at("public_url"), file.public_url);
     let listeners = edge::listeners(book, &root, file.listeners);
     let admin = file.admin.and_then(|admin| edge::admin(book, &root.at("admin"), admin));
-    let identity = identity::identity(book, &root, file.identity, &listeners, public_url.is_some());
+    let identity = identity::identity(book, &root, file.identity, &listeners, public);
     let mut admission = edge::admission(book, &root.at("admission"), file.admission.unwrap_or_default());
     if identity.anonymous.is_some() && admission.hosts.is_empty() {
         // Without authentication, the `Host` is what tells a local client from a web page that made its name resolve here.
@@ -87,12 +88,20 @@ fn is_loopback(url: &Url) -> bool {
     }
 }
 
-fn routes(book: &mut Book<'_>, root: &Key, routes: Option<Vec<file::Route>>, backends: &[remote::Config]) -> route::Config {
+fn routes(
+    book: &mut Book<'_>,
+    root: &Key,
+    routes: Option<Vec<file::Route>>,
+    backends: &[remote::Config],
+) -> route::Config {
     let key = root.at("routes");
     let routes = routes.unwrap_or_default();
     if routes.is_empty() {
         let name = backends.first().map_or("NAME", |backend| &backend.name);
-        book.missing(&key, format!("no route leads to a backend; for example `routes: [{{ path: /mcp, backends: [{name}] }}]`"));
+        book.missing(
+            &key,
+            format!("no route leads to a backend; for example `routes: [{{ path: /mcp, backends: [{name}] }}]`"),
+        );
     }
     let mut seen: BTreeMap<(String, Option<String>), usize> = BTreeMap::new();
     let mut meant = Vec::new();
@@ -126,18 +135,32 @@ fn routes(book: &mut Book<'_>, root: &Key, routes: Option<Vec<file::Route>>, bac
 fn check_path(book: &mut Book<'_>, key: &Key, path: &str) {
     let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '?' | '#' | '%' | '\\');
     let segments = || path.split('/').skip(1);
-    if !path.starts_with('/') || path == "/" || !path.chars().all(plain) || segments().any(|part| matches!(part, "" | "." | "..")) {
+    if !path.starts_with('/')
+        || path == "/"
+        || !path.chars().all(plain)
+        || segments().any(|part| matches!(part, "" | "." | ".."))
+    {
         book.error(key, format!("`{}` is not a path such as `/mcp`: it starts with `/`, has no empty or dot segments, no `%`, no query and no `/` at its end", short(path)));
     } else if path.starts_with("/.well-known/") {
         book.error(key, "paths under `/.well-known/` are the gateway's own");
     }
 }
 
-fn destination(book: &mut Book<'_>, key: &Key, root: &Key, names: Option<super::scalar::Strings>, backends: &[remote::Config]) -> Option<Arc<str>> {
+fn destination(
+    book: &mut Book<'_>,
+    key: &Key,
+    root: &Key,
+    names: Option<super::scalar::Strings>,
+    backends: &[remote::Config],
+) -> Option<Arc<str>> {
     let names = book.require(key, "backends", names, "backends: [files]")?.0;
     let key = key.at("backends");
     let [name] = names.as_slice() else {
-        let message = if names.is_empty() { "is empty: name one backend" } else { "several backends on one route are not supported by this version" };
+        let message = if names.is_empty() {
+            "is empty: name one backend"
+        } else {
+            "several backends on one route are not supported by this version"
+        };
         book.error(&key, message);
         return None;
     };
@@ -175,8 +198,14 @@ fn limits_of(book: &mut Book<'_>, key: &Key, limits: file::Limits) -> limits::Co
     limits::Config { address: limits.address.map(|rate| rate.0), principal, tenant, tools }
 }
 
-fn bound_of(book: &mut Book<'_>, key: &Key, calls: Option<super::scalar::Rate>, concurrent: Option<u32>) -> limits::Bound {
-    let concurrent = concurrent.and_then(|count| NonZeroU32::new(book.count(key, "concurrent", Some(count), 1, CONCURRENT_MAX)));
+fn bound_of(
+    book: &mut Book<'_>,
+    key: &Key,
+    calls: Option<super::scalar::Rate>,
+    concurrent: Option<u32>,
+) -> limits::Bound {
+    let concurrent =
+        concurrent.and_then(|count| NonZeroU32::new(book.count(key, "concurrent", Some(count), 1, CONCURRENT_MAX)));
     limits::Bound { calls: calls.map(|rate| rate.0), concurrent }
 }
 
@@ -196,7 +225,10 @@ fn audit(book: &mut Book<'_>, root: &Key, audit: Option<file::Audit>, listeners:
         (Some(file), _) => audit::Sink::File(book.writable(&key.at("file"), &file)),
         (None, Some(true)) => audit::Sink::Stdout,
         (None, _) => {
-            book.missing(&key, "names no place for the records: give `file: /var/log/wardgate/audit.jsonl` or `stdout: true`");
+            book.missing(
+                &key,
+                "names no place for the records: give `file: /var/log/wardgate/audit.jsonl` or `stdout: true`",
+            );
             audit::Sink::None
         }
     };
@@ -217,7 +249,10 @@ fn log(book: &mut Book<'_>, key: &Key, log: file::Log) -> Log {
     let default = Log::default();
     let level = log.level.unwrap_or(default.level);
     if tracing_subscriber::EnvFilter::builder().parse(&level).is_err() || level.trim().is_empty() {
-        book.error(&key.at("level"), format!("`{}` is not a level (`error`, `warn`, `info`, `debug`, `trace`) or filter", short(&level)));
+        book.error(
+            &key.at("level"),
+            format!("`{}` is not a level (`error`, `warn`, `info`, `debug`, `trace`) or filter", short(&level)),
+        );
     }
     let format = match log.format {
         Some(file::LogFormat::Json) => LogFormat::Json,

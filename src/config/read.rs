@@ -3,9 +3,12 @@
 use serde_path_to_error::Segment;
 
 use super::file::File;
+use super::strict::ONE_KEY;
+use super::strict::Strict;
 use super::yaml::Fault;
 use super::yaml::Node;
 use super::yaml::Step;
+use super::yaml::within;
 
 /// More errors than anybody fixes in one go.
 const FAULTS_MAX: usize = 100;
@@ -20,10 +23,12 @@ pub(super) struct Read {
 }
 
 /// Serde stops at the first error: note it, take the node out, and try again until nothing is wrong any more.
-pub(super) fn read(root: &mut Node) -> Read {
-    let mut read = Read { file: None, faults: Vec::new(), pruned: Vec::new() };
+///
+/// `refused` are paths that something was said about already.
+pub(super) fn read(root: &mut Node, refused: Vec<String>) -> Read {
+    let mut read = Read { file: None, faults: Vec::new(), pruned: refused };
     while read.faults.len() < FAULTS_MAX {
-        let error = match serde_path_to_error::deserialize::<_, File>(root.value()) {
+        let error = match serde_path_to_error::deserialize::<_, File>(Strict(root)) {
             Ok(file) => {
                 read.file = Some(file);
                 break;
@@ -35,7 +40,12 @@ pub(super) fn read(root: &mut Node) -> Read {
         let path = node.path.clone();
         let words = words(&error.inner().to_string());
         let at = if words.about_key { node.key_at.unwrap_or(node.at) } else { node.mark() };
-        read.faults.push(Fault { at, path: path.clone(), message: words.message });
+        // A choice by key whose key was wrong and is taken out, or a value that is no YAML we take.
+        let known =
+            read.pruned.iter().any(|pruned| *pruned == path || (words.message == ONE_KEY && within(pruned, &path)));
+        if !known {
+            read.faults.push(Fault { at, path: path.clone(), message: words.message });
+        }
         if steps.is_empty() {
             break;
         }
@@ -96,43 +106,39 @@ fn words(message: &str) -> Words {
             None => format!("`{wrong}` is not known; expected {}", list(known)),
         });
     }
-    if message.contains("expected map with a single key") {
-        return plain("expected a mapping with exactly one key".to_owned());
-    }
     let typed = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "));
     match typed.and_then(|rest| rest.rsplit_once(", expected ")) {
         None => plain(message.to_owned()),
+        Some((_, expected)) if message.starts_with("invalid value: integer") => {
+            plain(format!("expected {}, found one out of range", kind(expected)))
+        }
         Some((found, expected)) => plain(mismatch(found, expected)),
     }
 }
 
 fn mismatch(found: &str, expected: &str) -> String {
-    let number = ["integer", "floating point"].iter().any(|kind| found.starts_with(kind));
-    let expected_words = match expected {
-        "a boolean" => "`true` or `false`",
-        "a sequence" => "a list",
-        "a map" => "a mapping",
-        "u16" | "u32" | "u64" | "usize" => "a whole number that is not negative",
-        "a string" => "text",
-        other if other.starts_with("struct ") || other.starts_with("newtype variant") => "a mapping",
-        other if other.starts_with("enum ") => "one word",
-        other if other.starts_with("tuple variant") => "a list",
-        "string or map" => "one word, or a mapping with one key",
-        other => other,
-    };
-    let found_words = match found.split(' ').next().unwrap_or_default() {
-        "null" | "unit" if found != "unit variant" => "nothing",
+    let words = match found.split(' ').next().unwrap_or_default() {
+        "unit" if found == "unit variant" => "a word",
+        "unit" => "nothing",
         "boolean" => "`true` or `false`",
-        "integer" | "floating" => "a number",
+        "integer" => "a number",
         "map" => "a mapping",
         "sequence" => "a list",
         "string" => "text",
-        "unit" => "a word",
         _ => "something else",
     };
+    let hint = if expected == "a string" && words == "a number" { ": put it in quotes" } else { "" };
+    format!("expected {}, found {words}{hint}", kind(expected))
+}
+
+fn kind(expected: &str) -> &str {
     match expected {
-        "a string" if number => format!("expected {expected_words}, found a number: put it in quotes"),
-        _ => format!("expected {expected_words}, found {found_words}"),
+        "a boolean" => "`true` or `false`",
+        "a sequence" => "a list",
+        "a map" | "newtype variant" => "a mapping",
+        "u32" => "a whole number that is not negative",
+        "a string" => "text",
+        other => other,
     }
 }
 
@@ -149,20 +155,27 @@ fn nearest<'a>(wrong: &str, known: &[&'a str]) -> Option<&'a str> {
     (near.0 <= allowed).then_some(near.1)
 }
 
-/// Levenshtein's, one row at a time.
+/// How many letters must be added, left out, changed or swapped with their neighbour.
 fn distance(left: &str, right: &str) -> usize {
     let right: Vec<char> = right.chars().collect();
+    let mut above: Vec<usize> = Vec::new();
     let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (done, a) in left.chars().enumerate() {
-        let mut diagonal = done;
-        let mut last = done + 1;
-        let mut next = vec![last];
-        for (b, above) in right.iter().zip(row.iter().skip(1)) {
-            last = (diagonal + usize::from(a != *b)).min(last + 1).min(above + 1);
-            diagonal = *above;
-            next.push(last);
+    let mut before = None;
+    for (index, a) in left.chars().enumerate() {
+        let mut next = vec![index + 1];
+        for (column, b) in right.iter().enumerate() {
+            let cell = |row: &[usize], column: usize| row.get(column).copied().unwrap_or(usize::MAX - 1);
+            let mut least = (cell(&row, column) + usize::from(a != *b))
+                .min(cell(&row, column + 1) + 1)
+                .min(cell(&next, column) + 1);
+            let swapped = column.checked_sub(1).and_then(|last| right.get(last)) == Some(&a) && before == Some(*b);
+            if let Some(start) = column.checked_sub(1).filter(|_| swapped) {
+                least = least.min(cell(&above, start) + 1);
+            }
+            next.push(least);
         }
-        row = next;
+        above = std::mem::replace(&mut row, next);
+        before = Some(a);
     }
     row.last().copied().unwrap_or_default()
 }

@@ -190,7 +190,10 @@ impl Written for Reference {
         let name = |c: char| c.is_ascii_alphanumeric() || c == '_';
         if let Some(path) = text.strip_prefix("file:").filter(|path| !path.is_empty()) {
             Ok(Reference::File(path.to_owned()))
-        } else if let Some(variable) = text.strip_prefix("env:").filter(|v| v.starts_with(|c| name(c) && !c.is_ascii_digit()) && v.chars().all(name)) {
+        } else if let Some(variable) = text
+            .strip_prefix("env:")
+            .filter(|v| v.starts_with(|c| name(c) && !c.is_ascii_digit()) && v.chars().all(name))
+        {
             Ok(Reference::Environment(variable.to_owned()))
         } else {
             Err(INLINE.to_owned())
@@ -217,7 +220,9 @@ impl Written for Variable {
     fn parse(text: &str) -> Result<Self, String> {
         match text.strip_prefix("plain:") {
             Some(plain) => Ok(Variable::Plain(plain.to_owned())),
-            None => Reference::parse(text).map(Variable::Secret).map_err(|message| format!("{message}; if it is no secret, write `plain:TEXT`")),
+            None => Reference::parse(text)
+                .map(Variable::Secret)
+                .map_err(|message| format!("{message}; if it is no secret, write `plain:TEXT`")),
         }
     }
 

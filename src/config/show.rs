@@ -54,7 +54,7 @@ fn list<T>(items: impl IntoIterator<Item = T>, shown: impl FnMut(T) -> Shown) ->
     Shown::List(items.into_iter().map(shown).collect())
 }
 
-fn unless_empty<T>(items: &[T], shown: impl FnMut(&T) -> Shown) -> Shown {
+fn unless_empty<'a, T>(items: &'a [T], shown: impl FnMut(&'a T) -> Shown) -> Shown {
     if items.is_empty() { Shown::Nothing } else { list(items, shown) }
 }
 
@@ -69,8 +69,11 @@ fn path(value: &std::path::Path) -> Shown {
 /// In the largest unit that fits evenly.
 fn span(value: Duration) -> Shown {
     let ms = value.as_millis();
+    if ms == 0 {
+        return word("0s");
+    }
     let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s")];
-    let fits = units.into_iter().find(|(unit, _)| ms > 0 && ms.is_multiple_of(*unit));
+    let fits = units.into_iter().find(|(unit, _)| ms.is_multiple_of(*unit));
     word(fits.map_or_else(|| format!("{ms}ms"), |(unit, name)| format!("{}{name}", ms / unit)))
 }
 
@@ -99,37 +102,49 @@ fn sheet(config: &Config) -> Shown {
         ("policies", unless_empty(&config.policy.sources, |(name, _)| text(name))),
         ("limits", limits(&config.limits)),
         ("backends", Shown::Map(config.backends.iter().map(|one| (one.name.to_string(), backend(one))).collect())),
-        ("routes", list(&config.routes.routes, |route| {
-            map([
-                ("path", text(&route.path)),
-                ("host", maybe(route.host.as_ref(), text)),
-                ("backends", list([&route.backend], text)),
-                ("mode", maybe(route.mode, mode)),
-            ])
-        })),
+        (
+            "routes",
+            list(&config.routes.routes, |route| {
+                map([
+                    ("path", text(&route.path)),
+                    ("host", maybe(route.host.as_ref(), text)),
+                    ("backends", list([&route.backend], text)),
+                    ("mode", maybe(route.mode, mode)),
+                ])
+            }),
+        ),
         ("admin", maybe(config.server.admin.as_ref(), |address| Shown::Map(address_of(address)))),
         ("audit", audit(&config.audit)),
-        ("admission", map([
-            ("hosts", unless_empty(&admission.hosts, |host| text(host))),
-            ("origins", unless_empty(&admission.origins, |origin| text(origin))),
-            ("header_bytes_max", size(admission.header_bytes_max)),
-            ("body_bytes_max", size(admission.body_bytes_max)),
-            ("head_timeout", span(admission.head_timeout)),
-            ("body_timeout", span(admission.body_timeout)),
-            ("idle_timeout", span(admission.idle_timeout)),
-            ("request_timeout", span(admission.request_timeout)),
-            ("connections_max", word(admission.connections_max)),
-            ("keepalive_interval", span(admission.keepalive_interval)),
-            ("write_timeout", span(admission.write_timeout)),
-        ])),
+        (
+            "admission",
+            map([
+                ("hosts", unless_empty(&admission.hosts, text)),
+                ("origins", unless_empty(&admission.origins, text)),
+                ("header_bytes_max", size(admission.header_bytes_max)),
+                ("body_bytes_max", size(admission.body_bytes_max)),
+                ("head_timeout", span(admission.head_timeout)),
+                ("body_timeout", span(admission.body_timeout)),
+                ("idle_timeout", span(admission.idle_timeout)),
+                ("request_timeout", span(admission.request_timeout)),
+                ("connections_max", word(admission.connections_max)),
+                ("keepalive_interval", span(admission.keepalive_interval)),
+                ("write_timeout", span(admission.write_timeout)),
+            ]),
+        ),
         ("shutdown_grace", span(config.server.shutdown_grace)),
-        ("log", map([
-            ("level", text(&config.log.level)),
-            ("format", word(match config.log.format {
-                LogFormat::Json => "json",
-                LogFormat::Text => "text",
-            })),
-        ])),
+        (
+            "log",
+            map([
+                ("level", text(&config.log.level)),
+                (
+                    "format",
+                    word(match config.log.format {
+                        LogFormat::Json => "json",
+                        LogFormat::Text => "text",
+                    }),
+                ),
+            ]),
+        ),
     ])
 }
 
@@ -207,7 +222,7 @@ fn grant(grant: &crate::policy::Grant) -> Shown {
         ("group", maybe(grant.group.as_ref(), text)),
         ("subject", maybe(grant.subject.as_ref(), text)),
         ("allow", list(grant.allow.iter().copied(), effect)),
-        ("tools", unless_empty(&grant.tools, |glob| text(glob))),
+        ("tools", unless_empty(&grant.tools, text)),
     ])
 }
 
@@ -252,9 +267,12 @@ fn backend(config: &remote::Config) -> Shown {
         ("http", http),
         ("stdio", stdio),
         ("era", word(config.era.map_or("auto", crate::mcp::Era::as_str))),
-        ("effects", unless_empty(&config.effects.rules, |(glob, meant)| {
-            map([("tools", text(glob.glob())), ("effect", effect(*meant))])
-        })),
+        (
+            "effects",
+            unless_empty(&config.effects.rules, |(glob, meant)| {
+                map([("tools", text(glob.glob())), ("effect", effect(*meant))])
+            }),
+        ),
         ("trust_annotations", word(config.effects.trust_annotations)),
         ("mode", maybe(config.mode, mode)),
         ("credential", credential),
@@ -282,17 +300,20 @@ fn http(http: &remote::Http) -> Shown {
         ("client_certificate", certificate),
         ("client_key", key),
         ("sni", maybe(http.tls.sni.as_ref(), text)),
-        ("health", maybe(http.health, |health| {
-            map([
-                ("interval", span(health.interval)),
-                ("timeout", span(health.timeout)),
-                ("unhealthy_after", word(health.unhealthy_after)),
-                ("healthy_after", word(health.healthy_after)),
-            ])
-        })),
+        (
+            "health",
+            maybe(http.health, |health| {
+                map([
+                    ("interval", span(health.interval)),
+                    ("timeout", span(health.timeout)),
+                    ("unhealthy_after", word(health.unhealthy_after)),
+                    ("healthy_after", word(health.healthy_after)),
+                ])
+            }),
+        ),
         ("idle_timeout", span(http.idle_timeout)),
         ("connections_max", word(http.connections_max)),
-        ("forward_headers", unless_empty(&http.forward_headers, |name| text(name))),
+        ("forward_headers", unless_empty(&http.forward_headers, text)),
     ])
 }
 
@@ -379,7 +400,8 @@ impl Shown {
 fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
     let starts = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/');
-    let taken = ["true", "false", "null", "yes", "no", "on", "off", "y", "n"].contains(&text.to_ascii_lowercase().as_str());
+    let taken =
+        ["true", "false", "null", "yes", "no", "on", "off", "y", "n"].contains(&text.to_ascii_lowercase().as_str());
     // A colon is plain inside a word, as in a URL.
     let colons = text.chars().all(|c| plain(c) || c == ':') && !text.ends_with(':');
     if starts && colons && !taken { text.to_owned() } else { serde_json::Value::from(text).to_string() }

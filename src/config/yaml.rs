@@ -65,17 +65,11 @@ impl Node {
         Node { at: start, key_at: None, path: String::new(), content: Content::Mapping(Vec::new()) }
     }
 
-    pub(super) fn value(&self) -> Value {
-        match &self.content {
-            Content::Mapping(entries) => entries.iter().map(|(name, node)| (name.clone(), node.value())).collect(),
-            Content::Scalar(value) => value.clone(),
-            Content::Sequence(items) => items.iter().map(Node::value).collect(),
-        }
-    }
-
     pub(super) fn child(&self, step: &Step) -> Option<&Node> {
         match (&self.content, step) {
-            (Content::Mapping(entries), Step::Name(name)) => entries.iter().find(|(known, _)| known == name).map(|(_, node)| node),
+            (Content::Mapping(entries), Step::Name(name)) => {
+                entries.iter().find(|(known, _)| known == name).map(|(_, node)| node)
+            }
             (Content::Sequence(items), Step::Index(index)) => items.get(*index),
             _ => None,
         }
@@ -123,6 +117,11 @@ impl Node {
             Content::Mapping(_) | Content::Sequence(_) => self.key_at.unwrap_or(self.at),
         }
     }
+}
+
+/// Is `inner` the path `outer` or one below it?
+pub(super) fn within(inner: &str, outer: &str) -> bool {
+    inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || outer.is_empty() || rest.starts_with(['.', '[']))
 }
 
 /// What is wrong with the text as YAML, and where.

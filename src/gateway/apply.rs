@@ -58,7 +58,9 @@ impl Want {
     pub(super) fn of(permit: &Permit) -> Want {
         match &permit.call().operation {
             Operation::EndSession => Want { id: None, era: Era::Legacy, list: None, initialize: false, stream: false },
-            Operation::Stream { .. } => Want { id: None, era: Era::Legacy, list: None, initialize: false, stream: true },
+            Operation::Stream { .. } => {
+                Want { id: None, era: Era::Legacy, list: None, initialize: false, stream: true }
+            }
             Operation::Post(message) => Want {
                 id: match &message.kind {
                     Kind::Request { id } => Some(id.clone()),
@@ -122,7 +124,13 @@ fn with_session(reply: Reply, session: Option<String>) -> Reply {
 }
 
 impl Desk {
-    pub(super) async fn apply(self, answer: Answer, want: Want, slot: Slot, request: &Request) -> Result<Outgoing, Rejection> {
+    pub(super) async fn apply(
+        self,
+        answer: Answer,
+        want: Want,
+        slot: Slot,
+        request: &Request,
+    ) -> Result<Outgoing, Rejection> {
         match answer.content {
             Content::Empty => self.empty(answer.status, &want),
             Content::Json(body) => self.json(answer.status, answer.session, body, &want, request.at),
@@ -131,10 +139,11 @@ impl Desk {
                 let mut early = Vec::new();
                 let session = match answer.session {
                     Some(upstream) if want.initialize => {
-                        let version = negotiated(&mut events, &mut early).await.map_err(|rejection| match rejection {
-                            Rejection::Internal => self.breaks("initialize was answered without a version"),
-                            other => other,
-                        })?;
+                        let version =
+                            negotiated(&mut events, &mut early).await.map_err(|rejection| match rejection {
+                                Rejection::Internal => self.breaks("initialize was answered without a version"),
+                                other => other,
+                            })?;
                         self.seal(upstream, version, request.at)?
                     }
                     _ => None,
@@ -155,7 +164,14 @@ impl Desk {
         }
     }
 
-    fn json(&self, status: u16, session: Option<String>, body: Bytes, want: &Want, now: SystemTime) -> Result<Outgoing, Rejection> {
+    fn json(
+        &self,
+        status: u16,
+        session: Option<String>,
+        body: Bytes,
+        want: &Want,
+        now: SystemTime,
+    ) -> Result<Outgoing, Rejection> {
         let incoming = Incoming::read(&body).map_err(|what| self.breaks(what))?;
         let Incoming::Response { id, error_code } = incoming else {
             return Err(self.breaks("a request was answered by a message that is no response"));
@@ -170,12 +186,15 @@ impl Desk {
             return Err(self.breaks("the answer is to another request"));
         }
         let (body, hidden) = match (want.list, &want.id, error_code) {
-            (Some(kind), Some(id), None) => self.lists.filter(self, kind, &body, id).map_err(|what| self.breaks(what))?,
+            (Some(kind), Some(id), None) => {
+                self.lists.filter(self, kind, &body, id).map_err(|what| self.breaks(what))?
+            }
             _ => (body, 0),
         };
         let session = match (session, error_code) {
             (Some(upstream), None) if want.initialize => {
-                let version = version_of(&body).ok_or_else(|| self.breaks("initialize was answered without a version"))?;
+                let version =
+                    version_of(&body).ok_or_else(|| self.breaks("initialize was answered without a version"))?;
                 self.seal(upstream, version, now)?
             }
             _ => None,
@@ -202,7 +221,10 @@ impl Desk {
 }
 
 /// Reads on until the answer to `initialize` is there, because the session id in the headers needs its version.
-async fn negotiated(events: &mut BoxStream<'static, Result<Event, backend::Error>>, early: &mut Vec<Event>) -> Result<String, Rejection> {
+async fn negotiated(
+    events: &mut BoxStream<'static, Result<Event, backend::Error>>,
+    early: &mut Vec<Event>,
+) -> Result<String, Rejection> {
     while early.len() < EARLY_EVENTS_MAX {
         let Some(event) = events.next().await else { break };
         let event = event?;

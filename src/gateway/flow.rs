@@ -140,7 +140,8 @@ impl Flow {
 
     fn failure(&self, rejection: &Rejection) -> Event {
         let facts = rejection.facts(Some(self.want.era));
-        let body = error_body(self.want.id.as_ref(), facts.code, &rejection.words(), rejection.data(Some(self.want.era)));
+        let body =
+            error_body(self.want.id.as_ref(), facts.code, &rejection.words(), rejection.data(Some(self.want.era)));
         Event::message(body)
     }
 }

@@ -28,6 +28,8 @@ pub struct House {
     pub policy: Policy,
     pub public_url: Option<url::Url>,
     pub routes: route::Config,
+    /// The scopes whose grants do least: what a client is told to ask for first.
+    pub first_scopes: Vec<String>,
 }
 
 /// One backend with what the configuration says about it.
@@ -60,7 +62,14 @@ impl House {
     /// The scopes a client should ask for first: the least that opens this route.
     pub(super) fn base_scopes(&self, path: &str) -> Vec<String> {
         let route = self.routes.routes.iter().find(|route| route.path == path);
-        route.map(|route| self.policy.scopes_for(&route.backend)).unwrap_or_default()
+        route.map(|route| self.scopes_of(&route.backend)).unwrap_or_default()
+    }
+
+    /// SPEC: authorization §Scope Selection: the least set, never the catalogue. More is asked for when it is needed.
+    pub(super) fn scopes_of(&self, backend: &str) -> Vec<String> {
+        let all = self.policy.scopes_for(backend);
+        let first: Vec<_> = all.iter().filter(|scope| self.first_scopes.contains(scope)).cloned().collect();
+        if first.is_empty() { all } else { first }
     }
 
     pub(super) fn metadata(&self, host: &str, path: &str) -> Option<Bytes> {
@@ -75,7 +84,7 @@ impl House {
         if servers.is_empty() {
             return None;
         }
-        Some(challenge::metadata(&format!("{base}{}", route.path), &servers, &self.policy.scopes_for(&route.backend)))
+        Some(challenge::metadata(&format!("{base}{}", route.path), &servers, &self.scopes_of(&route.backend)))
     }
 
     fn base(&self) -> Option<&str> {

@@ -56,7 +56,9 @@ impl Sealer {
 
     /// The id to hand to the client. `None` if the upstream's id is no session id (size, characters).
     pub fn seal(&self, session: &Session, owner: &Principal, backend: &str, now: SystemTime) -> Option<String> {
-        if session.upstream.len() > UPSTREAM_ID_BYTES_MAX || !session.upstream.bytes().all(|b| (0x21..=0x7e).contains(&b)) {
+        if session.upstream.len() > UPSTREAM_ID_BYTES_MAX
+            || !session.upstream.bytes().all(|b| (0x21..=0x7e).contains(&b))
+        {
             return None;
         }
         let sealed = Sealed { u: session.upstream.as_str().into(), v: session.version.as_str().into(), t: epoch(now) };
@@ -81,7 +83,8 @@ impl Sealer {
         let text = self.key.open_in_place(nonce, aead::Aad::from(associated(owner, backend)), text).ok()?;
         let sealed: Sealed<'_> = serde_json::from_slice(text).ok()?;
         let age = epoch(now).checked_sub(sealed.t)?;
-        (age <= LIFETIME_MAX.as_secs()).then(|| Session { upstream: sealed.u.into_owned(), version: sealed.v.into_owned() })
+        (age <= LIFETIME_MAX.as_secs())
+            .then(|| Session { upstream: sealed.u.into_owned(), version: sealed.v.into_owned() })
     }
 }
 
@@ -123,7 +126,9 @@ mod tests {
     fn every_flipped_character_is_found() {
         let sealer = Sealer::new().expect("randomness");
         let now = SystemTime::now();
-        let id = sealer.seal(&Session { upstream: "abc".into(), version: "2025-11-25".into() }, &alice("a"), "b", now).expect("sealed");
+        let id = sealer
+            .seal(&Session { upstream: "abc".into(), version: "2025-11-25".into() }, &alice("a"), "b", now)
+            .expect("sealed");
         for at in 0..id.len() {
             let mut bytes = id.clone().into_bytes();
             bytes[at] = if bytes[at] == b'A' { b'B' } else { b'A' };

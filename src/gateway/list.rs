@@ -33,7 +33,8 @@ pub(super) struct Lists {
 
 impl Lists {
     pub(super) fn new() -> Lists {
-        let weigher = |_: &_, page: &Arc<Filtered>| u32::try_from(page.input.len() + page.output.len()).unwrap_or(u32::MAX);
+        let weigher =
+            |_: &_, page: &Arc<Filtered>| u32::try_from(page.input.len() + page.output.len()).unwrap_or(u32::MAX);
         Lists { cache: Cache::builder().max_capacity(CACHE_BYTES_MAX).weigher(weigher).build() }
     }
 
@@ -45,7 +46,13 @@ impl Lists {
     ///
     /// # Errors
     /// What breaks the protocol.
-    pub(super) fn filter(&self, desk: &Desk, kind: ListKind, answer: &Bytes, id: &Id) -> Result<(Bytes, usize), &'static str> {
+    pub(super) fn filter(
+        &self,
+        desk: &Desk,
+        kind: ListKind,
+        answer: &Bytes,
+        id: &Id,
+    ) -> Result<(Bytes, usize), &'static str> {
         let authority = desk.principal.authority() ^ desk.context.mode as u128;
         let key = (authority, desk.backend.name().clone(), kind);
         if let Some(known) = self.cache.get(&key)
@@ -59,7 +66,8 @@ impl Lists {
         }
         let decls = declared(desk, kind, &page);
         let judged = desk.house.policy.list(&desk.principal, &decls, &desk.context);
-        let keep: Vec<bool> = page.entries.iter().zip(&judged.listed).map(|(entry, listed)| entry.valid && *listed).collect();
+        let keep: Vec<bool> =
+            page.entries.iter().zip(&judged.listed).map(|(entry, listed)| entry.valid && *listed).collect();
         let hidden = keep.iter().filter(|keep| !**keep).count();
         let output = page.keep(&keep);
         if judged.cacheable
@@ -132,7 +140,8 @@ mod tests {
 
     #[test]
     fn the_same_list_with_another_id_is_known() {
-        let known = filtered(r#"{"jsonrpc":"2.0","id":1,"result":[1,2]}"#, r#"{"jsonrpc":"2.0","id":1,"result":[1]}"#, "1");
+        let known =
+            filtered(r#"{"jsonrpc":"2.0","id":1,"result":[1,2]}"#, r#"{"jsonrpc":"2.0","id":1,"result":[1]}"#, "1");
         let id = Id::from_json("\"x\"").expect("id");
         let answer = known.answer_for(&Bytes::from_static(br#"{"jsonrpc":"2.0","id":"x","result":[1,2]}"#), &id);
         assert_eq!(answer.as_deref(), Some(&br#"{"jsonrpc":"2.0","id":"x","result":[1]}"#[..]));
@@ -140,9 +149,14 @@ mod tests {
 
     #[test]
     fn a_list_that_differs_in_one_byte_is_not_known() {
-        let known = filtered(r#"{"jsonrpc":"2.0","id":1,"result":[1,2]}"#, r#"{"jsonrpc":"2.0","id":1,"result":[1]}"#, "1");
+        let known =
+            filtered(r#"{"jsonrpc":"2.0","id":1,"result":[1,2]}"#, r#"{"jsonrpc":"2.0","id":1,"result":[1]}"#, "1");
         let id = Id::from_json("1").expect("id");
-        for other in [r#"{"jsonrpc":"2.0","id":1,"result":[1,3]}"#, r#"{"jsonrpc":"2.0","id":11,"result":[1,2]}"#, r#"{"jsonrpc":"2.0","id":1,"result":[1,2]} "#] {
+        for other in [
+            r#"{"jsonrpc":"2.0","id":1,"result":[1,3]}"#,
+            r#"{"jsonrpc":"2.0","id":11,"result":[1,2]}"#,
+            r#"{"jsonrpc":"2.0","id":1,"result":[1,2]} "#,
+        ] {
             assert_eq!(known.answer_for(&Bytes::copy_from_slice(other.as_bytes()), &id), None, "{other}");
         }
     }

@@ -48,7 +48,15 @@ impl Open {
             ..Open::of_peer(&request.peer)
         };
         metrics.in_flight.inc();
-        Open { record, id: None, era: None, started: request.started, audit: audit.clone(), metrics: metrics.clone(), closed: false }
+        Open {
+            record,
+            id: None,
+            era: None,
+            started: request.started,
+            audit: audit.clone(),
+            metrics: metrics.clone(),
+            closed: false,
+        }
     }
 
     pub(super) fn begin_refused(head: Head, audit: &Arc<Audit>, metrics: &Arc<Metrics>) -> Open {
@@ -61,11 +69,23 @@ impl Open {
             ..Open::of_peer(&head.peer)
         };
         metrics.in_flight.inc();
-        Open { record, id: None, era: None, started: head.started, audit: audit.clone(), metrics: metrics.clone(), closed: false }
+        Open {
+            record,
+            id: None,
+            era: None,
+            started: head.started,
+            audit: audit.clone(),
+            metrics: metrics.clone(),
+            closed: false,
+        }
     }
 
     fn of_peer(peer: &Peer) -> Record {
-        Record { peer: peer.address.map(|address| address.to_string()), listener: peer.listener.clone(), ..Record::default() }
+        Record {
+            peer: peer.address.map(|address| address.to_string()),
+            listener: peer.listener.clone(),
+            ..Record::default()
+        }
     }
 
     /// The id to answer with, once it could be read.
@@ -108,10 +128,6 @@ impl Open {
         self.record.args_digest = call.arguments().map(|arguments| audit.digest_args(arguments));
     }
 
-    pub(super) fn target(&mut self, target: &str) {
-        self.record.target = Some(target.to_owned());
-    }
-
     pub(super) fn allowed_by(&mut self, permit: &Permit) {
         self.record.decision = Some("allowed");
         self.record.policies = permit.policies().to_vec();
@@ -124,7 +140,10 @@ impl Open {
     }
 
     /// Runs an upstream call and notes how long it took to the start of its answer.
-    pub(super) async fn timed(&mut self, call: impl Future<Output = Result<Answer, backend::Error>>) -> Result<Answer, backend::Error> {
+    pub(super) async fn timed(
+        &mut self,
+        call: impl Future<Output = Result<Answer, backend::Error>>,
+    ) -> Result<Answer, backend::Error> {
         let from = Instant::now();
         let answer = call.await;
         self.record.upstream_us = Some(micros(from));
@@ -208,7 +227,10 @@ fn micros(from: Instant) -> u64 {
 }
 
 fn known_method(sent: &str) -> &'static str {
-    ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "CONNECT", "TRACE"].into_iter().find(|known| *known == sent).unwrap_or("other")
+    ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "CONNECT", "TRACE"]
+        .into_iter()
+        .find(|known| *known == sent)
+        .unwrap_or("other")
 }
 
 fn trace_of(request: &Request) -> Option<String> {

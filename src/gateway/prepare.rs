@@ -52,9 +52,13 @@ impl Asked {
                 (Operation::Post(message), era)
             }
             // SPEC: 2026-07-28 streamable-http: POST only.
-            Verb::Get | Verb::Delete if header_era == Some(Era::Modern) => return Err(Rejection::MethodNotAllowed { allow: "POST" }),
+            Verb::Get | Verb::Delete if header_era == Some(Era::Modern) => {
+                return Err(Rejection::MethodNotAllowed { allow: "POST" });
+            }
             Verb::Get => {
-                let last_event_id = request.single_header("last-event-id").map_err(|()| Rejection::BadRequest { what: "Last-Event-ID" })?;
+                let last_event_id = request
+                    .single_header("last-event-id")
+                    .map_err(|()| Rejection::BadRequest { what: "Last-Event-ID" })?;
                 (Operation::Stream { last_event_id: last_event_id.map(str::to_owned) }, Era::Legacy)
             }
             Verb::Delete => (Operation::EndSession, Era::Legacy),
@@ -63,7 +67,8 @@ impl Asked {
             let requested = version.unwrap_or_default().chars().take(64).collect();
             return Err(Rejection::Message { kind: mcp::FaultKind::UnsupportedVersion { requested } });
         }
-        let sealed = request.single_header("mcp-session-id").map_err(|()| Rejection::BadRequest { what: "Mcp-Session-Id" })?;
+        let sealed =
+            request.single_header("mcp-session-id").map_err(|()| Rejection::BadRequest { what: "Mcp-Session-Id" })?;
         let asked = Asked { operation, era, sealed: sealed.map(str::to_owned), version: version.map(str::to_owned) };
         if asked.is_initialize() || era == Era::Modern {
             return Ok(Asked { sealed: None, ..asked });
@@ -83,7 +88,13 @@ impl Asked {
     }
 
     /// The legacy session the client is in. An id that does not open is an unknown session, whatever the reason.
-    pub(super) fn session(&self, sealer: &Sealer, owner: &Principal, member: &Member, now: SystemTime) -> Result<Option<Session>, Rejection> {
+    pub(super) fn session(
+        &self,
+        sealer: &Sealer,
+        owner: &Principal,
+        member: &Member,
+        now: SystemTime,
+    ) -> Result<Option<Session>, Rejection> {
         let Some(sealed) = &self.sealed else {
             return match self.operation {
                 // Nothing to end.
@@ -96,7 +107,12 @@ impl Asked {
 }
 
 /// Finds what the message is about. An unknown tool makes us ask the backend once more before we say so.
-pub(super) async fn call(asked: Asked, session: Option<Session>, member: &Member, request: &Request) -> Result<Call, Rejection> {
+pub(super) async fn call(
+    asked: Asked,
+    session: Option<Session>,
+    member: &Member,
+    request: &Request,
+) -> Result<Call, Rejection> {
     let (action, decl) = match asked.message() {
         Some(message) => declared(message, member, request).await?,
         None => (Action::Connect, connect(member)),
@@ -122,7 +138,9 @@ async fn declared(message: &Message, member: &Member, request: &Request) -> Resu
     Ok(match message.method {
         Some(Method::ToolsCall) => (Action::Call, tool(name, member, request).await?),
         Some(Method::PromptsGet) => (Action::Get, plain(Kind::Prompt, name)),
-        Some(Method::ResourcesRead | Method::ResourcesSubscribe | Method::ResourcesUnsubscribe) => (Action::Read, plain(Kind::Resource, uri)),
+        Some(Method::ResourcesRead | Method::ResourcesSubscribe | Method::ResourcesUnsubscribe) => {
+            (Action::Read, plain(Kind::Resource, uri))
+        }
         Some(Method::CompletionComplete) => match &message.params.reference {
             Some(mcp::Reference::Prompt(name)) => (Action::Complete, plain(Kind::Prompt, name)),
             Some(mcp::Reference::Resource(uri)) => (Action::Complete, plain(Kind::Resource, uri)),
@@ -165,19 +183,39 @@ pub(super) struct Judged {
 
 impl Judged {
     pub(super) fn of(call: &Call, mode: crate::catalog::Mode, request: &Request) -> Judged {
-        let context =
-            policy::Context { mode, ip: request.peer.address, mtls: request.peer.certificate.is_some(), now: request.at };
+        let context = policy::Context {
+            mode,
+            ip: request.peer.address,
+            mtls: request.peer.certificate.is_some(),
+            now: request.at,
+        };
         let headers = call.message().map_or(Ok(()), |message| mcp::check_params(request, message, &call.decl.headers));
         let subscriptions = call.message().map(|message| message.params.subscriptions.clone()).unwrap_or_default();
-        Judged { context, action: call.action, kind: call.decl.kind, name: call.decl.name.clone(), subscriptions, headers }
+        Judged {
+            context,
+            action: call.action,
+            kind: call.decl.kind,
+            name: call.decl.name.clone(),
+            subscriptions,
+            headers,
+        }
     }
 
     /// The rejection for a denial. Hidden is unknown: same words, same work, as for what does not exist.
-    pub(super) async fn refuse(&self, denial: Denial, house: &House, member: &Member, open: &mut Open, request: &Request) -> Rejection {
+    pub(super) async fn refuse(
+        &self,
+        denial: Denial,
+        house: &House,
+        member: &Member,
+        open: &mut Open,
+        request: &Request,
+    ) -> Rejection {
         open.denied_by(&denial);
         let name = || self.name.to_string();
         match (self.action, self.kind) {
-            (Action::Connect, _) | (_, Kind::Backend) => Rejection::InsufficientScope { scopes: house.policy.scopes_for(member.backend.name()) },
+            (Action::Connect, _) | (_, Kind::Backend) => {
+                Rejection::InsufficientScope { scopes: house.scopes_of(member.backend.name()) }
+            }
             (_, Kind::Prompt) => Rejection::UnknownPrompt { name: name() },
             (_, Kind::Resource) => Rejection::UnknownResource { uri: name() },
             (_, Kind::Tool) if denial.listed => Rejection::ArgumentsDenied { tool: name() },

@@ -114,7 +114,9 @@ impl Rejection {
             Rejection::Identity { problem } => match problem {
                 identity::Error::Invalid { .. } => facts(401, error::REFUSED, "credential_invalid", Downstream, false),
                 identity::Error::Missing => facts(401, error::REFUSED, "credential_missing", Downstream, false),
-                identity::Error::Unavailable { .. } => facts(503, error::REFUSED, "identity_unavailable", Upstream, true),
+                identity::Error::Unavailable { .. } => {
+                    facts(503, error::REFUSED, "identity_unavailable", Upstream, true)
+                }
             },
             Rejection::Message { kind } => message_facts(kind, era),
             Rejection::SessionUnknown => facts(404, error::REFUSED, "session_unknown", Downstream, false),
@@ -125,7 +127,9 @@ impl Rejection {
             Rejection::UnknownResource { .. } if era == Some(Era::Legacy) => {
                 facts(200, error::LEGACY_RESOURCE_NOT_FOUND, "unknown_resource", Downstream, false)
             }
-            Rejection::UnknownResource { .. } => facts(200, error::INVALID_PARAMS, "unknown_resource", Downstream, false),
+            Rejection::UnknownResource { .. } => {
+                facts(200, error::INVALID_PARAMS, "unknown_resource", Downstream, false)
+            }
             Rejection::UnknownTool { .. } => facts(200, error::INVALID_PARAMS, "unknown_tool", Downstream, false),
             Rejection::RateLimited { .. } => facts(429, error::LIMITED, "rate_limited", Downstream, true),
             Rejection::TooManyConcurrent { .. } => facts(429, error::LIMITED, "too_many_concurrent", Downstream, true),
@@ -154,25 +158,35 @@ impl Rejection {
             Rejection::NotAcceptable => "Accept must list application/json and text/event-stream".into(),
             Rejection::NotFound => "there is no MCP endpoint at this path".into(),
             Rejection::Overloaded => "the gateway is at its limit of connections; retry later".into(),
-            Rejection::UnsupportedMediaType => "Content-Type must be application/json in UTF-8, without encoding".into(),
+            Rejection::UnsupportedMediaType => {
+                "Content-Type must be application/json in UTF-8, without encoding".into()
+            }
             Rejection::Identity { problem } => match problem {
                 identity::Error::Invalid { description } => format!("authentication failed: {description}"),
                 identity::Error::Missing => "authentication is required; see the WWW-Authenticate header".into(),
-                identity::Error::Unavailable { .. } => "the identity provider's keys are unavailable; retry later".into(),
+                identity::Error::Unavailable { .. } => {
+                    "the identity provider's keys are unavailable; retry later".into()
+                }
             },
             Rejection::Message { kind } => message_words(kind),
             Rejection::SessionUnknown => "unknown or ended session; initialize again".into(),
             Rejection::ArgumentsDenied { tool } => format!("tool {tool} is not allowed with these arguments"),
-            Rejection::InsufficientScope { .. } => "the token does not allow anything on this endpoint; see the WWW-Authenticate header".into(),
+            Rejection::InsufficientScope { .. } => {
+                "the token does not allow anything on this endpoint; see the WWW-Authenticate header".into()
+            }
             Rejection::UnknownPrompt { name } => format!("Unknown prompt: {name}"),
             Rejection::UnknownResource { uri } => format!("Resource not found: {uri}"),
             Rejection::UnknownTool { name } => format!("Unknown tool: {name}"),
             Rejection::RateLimited { limit, retry_after } => {
                 format!("the {limit} rate limit is reached; retry in {} s", seconds(*retry_after))
             }
-            Rejection::TooManyConcurrent { limit } => format!("the {limit} limit of concurrent calls is reached; retry when one has ended"),
+            Rejection::TooManyConcurrent { limit } => {
+                format!("the {limit} limit of concurrent calls is reached; retry when one has ended")
+            }
             Rejection::AnswerTooLarge { backend } => format!("backend {backend} sent an answer over the size limit"),
-            Rejection::BackendProtocol { backend } => format!("backend {backend} sent an answer that breaks the protocol"),
+            Rejection::BackendProtocol { backend } => {
+                format!("backend {backend} sent an answer that breaks the protocol")
+            }
             Rejection::BackendTimeout { backend } => format!("backend {backend} did not answer in time"),
             Rejection::BackendUnavailable { backend } => format!("backend {backend} is unavailable"),
             Rejection::CredentialRefused { backend } => format!("backend {backend} refused the gateway's credential"),
@@ -185,15 +199,17 @@ impl Rejection {
     pub fn data(&self, era: Option<Era>) -> Option<serde_json::Value> {
         match self {
             Rejection::Message { kind: FaultKind::UnsupportedVersion { requested } } => {
-                let supported = mcp::MODERN_VERSIONS.iter().chain(&mcp::LEGACY_VERSIONS).collect::<Vec<_>>();
-                Some(serde_json::json!({ "supported": supported, "requested": requested }))
+                // The legacy revisions are negotiated by `initialize`, not named here.
+                Some(serde_json::json!({ "supported": mcp::MODERN_VERSIONS, "requested": requested }))
             }
-            Rejection::RateLimited { limit, retry_after } => {
-                Some(serde_json::json!({ "reason": "rate_limited", "limit": limit, "retryAfterSeconds": seconds(*retry_after) }))
-            }
+            Rejection::RateLimited { limit, retry_after } => Some(
+                serde_json::json!({ "reason": "rate_limited", "limit": limit, "retryAfterSeconds": seconds(*retry_after) }),
+            ),
             other => {
                 let facts = other.facts(era);
-                [error::REFUSED, error::LIMITED, error::UPSTREAM].contains(&facts.code).then(|| serde_json::json!({ "reason": facts.reason }))
+                [error::REFUSED, error::LIMITED, error::UPSTREAM]
+                    .contains(&facts.code)
+                    .then(|| serde_json::json!({ "reason": facts.reason }))
             }
         }
     }
@@ -264,7 +280,9 @@ fn message_facts(kind: &FaultKind, era: Option<Era>) -> Facts {
         FaultKind::HeaderMismatch { .. } => (400, error::HEADER_MISMATCH, "header_mismatch"),
         FaultKind::InvalidParams { .. } => (if legacy { 200 } else { 400 }, error::INVALID_PARAMS, "invalid_params"),
         FaultKind::InvalidRequest { .. } => (400, error::INVALID_REQUEST, "invalid_request"),
-        FaultKind::MethodNotFound { .. } => (if legacy { 200 } else { 404 }, error::METHOD_NOT_FOUND, "method_not_found"),
+        FaultKind::MethodNotFound { .. } => {
+            (if legacy { 200 } else { 404 }, error::METHOD_NOT_FOUND, "method_not_found")
+        }
         FaultKind::Parse { .. } => (400, error::PARSE_ERROR, "parse_error"),
         FaultKind::UnsupportedVersion { .. } => (400, error::UNSUPPORTED_PROTOCOL_VERSION, "unsupported_version"),
     };
@@ -305,5 +323,74 @@ impl From<backend::Error> for Rejection {
             backend::Error::Timeout { backend } => Rejection::BackendTimeout { backend },
             backend::Error::Unavailable { backend, .. } => Rejection::BackendUnavailable { backend },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> String {
+        let mut out = String::from(
+            "<!-- Every refusal of the gateway; written by a test from the table in the code: WARDGATE_BLESS=1 cargo test rejection -->\n\
+             # Rejections\n\n\
+             Every refusal is a JSON-RPC error with the request's id (null where it could not be read). The reason is the audit\n\
+             field and the metric label; `data.reason` carries it where the code is the gateway's own (-31403 refused, -31429\n\
+             limited, -31502 upstream). Retryable ones come with `Retry-After`. A hidden tool and a missing one are the same row.\n\n\
+             | Reason | Side | HTTP, modern | HTTP, legacy | Code | Retryable | Words |\n|---|---|---|---|---|---|---|\n",
+        );
+        for rejection in Rejection::examples() {
+            let (modern, legacy) = (rejection.facts(Some(Era::Modern)), rejection.facts(Some(Era::Legacy)));
+            let code = if modern.code == legacy.code {
+                modern.code.to_string()
+            } else {
+                format!("{} ({} legacy)", modern.code, legacy.code)
+            };
+            let retry = if modern.retryable { "yes" } else { "no" };
+            out.push_str(&format!(
+                "| `{}` | {} | {} | {} | {code} | {retry} | {} |\n",
+                modern.reason,
+                modern.side.as_str(),
+                modern.status,
+                legacy.status,
+                rejection.words()
+            ));
+        }
+        out
+    }
+
+    #[test]
+    fn the_documented_table_is_the_one_in_the_code() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/rejections.md");
+        if std::env::var_os("WARDGATE_BLESS").is_some() {
+            std::fs::write(path, table()).expect("written");
+        }
+        let written = std::fs::read_to_string(path).expect("docs/rejections.md");
+        assert!(written == table(), "docs/rejections.md is stale: WARDGATE_BLESS=1 cargo test rejection");
+    }
+
+    #[test]
+    fn every_reason_is_one_slug() {
+        let mut seen = std::collections::BTreeSet::new();
+        for rejection in Rejection::examples() {
+            let reason = rejection.facts(None).reason;
+            assert!(reason.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{reason}");
+            assert!(seen.insert(reason), "{reason} stands for two things");
+        }
+    }
+
+    #[test]
+    fn a_modern_client_never_sees_a_code_that_the_specification_keeps() {
+        for rejection in Rejection::examples() {
+            let code = rejection.facts(Some(Era::Modern)).code;
+            let allowed = [-32700, -32600, -32601, -32602, -32603, -32020, -32021, -32022].contains(&code);
+            assert!(allowed || !(-32768..=-32000).contains(&code), "{rejection:?}: {code}");
+        }
+    }
+
+    #[test]
+    fn waiting_is_told_in_whole_seconds_and_never_as_none() {
+        assert_eq!(seconds(Duration::ZERO), 1);
+        assert_eq!(seconds(Duration::from_millis(1001)), 2);
     }
 }

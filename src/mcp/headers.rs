@@ -21,7 +21,10 @@ const PARAM: &str = "mcp-param-";
 
 /// `MCP-Protocol-Version`, at most once.
 pub(super) fn version(request: &Request) -> Result<Option<&str>, FaultKind> {
-    request.single_header(VERSION).map(|value| value.map(str::trim)).map_err(|()| mismatch("MCP-Protocol-Version is sent twice or is not ASCII"))
+    request
+        .single_header(VERSION)
+        .map(|value| value.map(str::trim))
+        .map_err(|()| mismatch("MCP-Protocol-Version is sent twice or is not ASCII"))
 }
 
 fn mismatch(what: &str) -> FaultKind {
@@ -42,18 +45,24 @@ pub(super) fn check_method(request: &Request, method: &str) -> Result<(), FaultK
 pub(super) fn check(request: &Request, message: &Message) -> Result<(), FaultKind> {
     let header = version(request)?;
     let Some(in_body) = message.params.version.as_deref() else {
-        return Err(FaultKind::InvalidParams { what: "params._meta[\"io.modelcontextprotocol/protocolVersion\"] is required".into() });
+        return Err(FaultKind::InvalidParams {
+            what: "params._meta[\"io.modelcontextprotocol/protocolVersion\"] is required".into(),
+        });
     };
     match header {
         None => return Err(mismatch("MCP-Protocol-Version is missing")),
-        Some(header) if header != in_body => return Err(mismatch("MCP-Protocol-Version differs from the version in _meta")),
+        Some(header) if header != in_body => {
+            return Err(mismatch("MCP-Protocol-Version differs from the version in _meta"));
+        }
         Some(_) => {}
     }
     if Era::of(in_body) != Some(Era::Modern) {
         return Err(FaultKind::UnsupportedVersion { requested: in_body.chars().take(64).collect() });
     }
     if !message.params.capabilities {
-        return Err(FaultKind::InvalidParams { what: "params._meta[\"io.modelcontextprotocol/clientCapabilities\"] is required".into() });
+        return Err(FaultKind::InvalidParams {
+            what: "params._meta[\"io.modelcontextprotocol/clientCapabilities\"] is required".into(),
+        });
     }
     if let Some(method) = message.method {
         check_method(request, method.as_str())?;
@@ -179,7 +188,13 @@ pub fn bindings(schema: &Value) -> Result<Vec<Binding>, &'static str> {
     }
 }
 
-fn walk(schema: &Value, path: &mut Vec<String>, pure: bool, depth: usize, found: &mut Vec<Binding>) -> Result<(), &'static str> {
+fn walk(
+    schema: &Value,
+    path: &mut Vec<String>,
+    pure: bool,
+    depth: usize,
+    found: &mut Vec<Binding>,
+) -> Result<(), &'static str> {
     if depth > super::jsonrpc::DEPTH_MAX {
         return Err("the schema is nested too deeply");
     }
@@ -194,7 +209,9 @@ fn walk(schema: &Value, path: &mut Vec<String>, pure: bool, depth: usize, found:
                     return Err("x-mcp-header is not an HTTP token");
                 }
                 match members.get("type").and_then(Value::as_str) {
-                    Some("string" | "integer" | "boolean") => found.push(Binding { header: header.to_owned(), path: path.clone() }),
+                    Some("string" | "integer" | "boolean") => {
+                        found.push(Binding { header: header.to_owned(), path: path.clone() })
+                    }
                     _ => return Err("x-mcp-header is not on a string, integer or boolean"),
                 }
             }
@@ -266,7 +283,9 @@ mod tests {
     #[test]
     fn bindings_come_from_pure_property_chains_only() {
         let schema = |text: &str| serde_json::from_str::<Value>(text).expect("json");
-        let good = schema(r#"{"type":"object","properties":{"a":{"type":"object","properties":{"b":{"type":"string","x-mcp-header":"Region"}}}}}"#);
+        let good = schema(
+            r#"{"type":"object","properties":{"a":{"type":"object","properties":{"b":{"type":"string","x-mcp-header":"Region"}}}}}"#,
+        );
         assert_eq!(bindings(&good), Ok(vec![Binding { header: "Region".into(), path: vec!["a".into(), "b".into()] }]));
         for bad in [
             r#"{"properties":{"a":{"type":"number","x-mcp-header":"X"}}}"#,

@@ -9,10 +9,17 @@ use super::Id;
 
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Incoming {
-    Notification { method: String },
+    Notification {
+        method: String,
+    },
     /// A server's request to the client (legacy era).
-    Request { method: String },
-    Response { id: Option<Id>, error_code: Option<i64> },
+    Request {
+        method: String,
+    },
+    Response {
+        id: Option<Id>,
+        error_code: Option<i64>,
+    },
 }
 
 #[derive(Deserialize)]

@@ -33,7 +33,9 @@ impl Id {
         }
         let string = text.starts_with('"') && serde_json::from_str::<String>(text).is_ok();
         let digits = text.strip_prefix('-').unwrap_or(text);
-        let integer = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) && serde_json::from_str::<serde_json::Number>(text).is_ok();
+        let integer = !digits.is_empty()
+            && digits.bytes().all(|b| b.is_ascii_digit())
+            && serde_json::from_str::<serde_json::Number>(text).is_ok();
         (string || integer).then(|| Id(text.into()))
     }
 

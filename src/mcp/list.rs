@@ -137,7 +137,7 @@ impl Page {
         let spans: Vec<_> = raw.iter().map(|value| span(value)).collect();
         let mut entries = Vec::with_capacity(raw.len());
         for value in raw {
-            entries.push(Entry::read(kind, value, answer)?);
+            entries.push(Entry::read(kind, value, answer));
         }
         hide_doubles(&mut entries);
         let cache_scope = listing.cache_scope.map(span);
@@ -149,7 +149,8 @@ impl Page {
     pub fn keep(&self, keep: &[bool]) -> Bytes {
         let mut out = Vec::with_capacity(self.whole.len() + 16);
         let mut copied = 0;
-        let copy = |out: &mut Vec<u8>, range: Range<usize>| out.extend_from_slice(self.whole.get(range).unwrap_or_default());
+        let copy =
+            |out: &mut Vec<u8>, range: Range<usize>| out.extend_from_slice(self.whole.get(range).unwrap_or_default());
         // The scope may stand before or after the list.
         let list = self.spans.first().map(|first| first.start)..self.spans.last().map(|last| last.end);
         let mut edits: Vec<(Range<usize>, Option<&[u8]>)> = Vec::with_capacity(2);
@@ -182,33 +183,46 @@ impl Page {
 }
 
 impl Entry {
-    fn read(kind: ListKind, value: &RawValue, answer: &Bytes) -> Result<Entry, &'static str> {
-        let wire: EntryWire<'_> = serde_json::from_str(value.get()).map_err(|_| "an entry of the list is malformed")?;
+    /// A malformed entry hides itself, not the others.
+    fn read(kind: ListKind, value: &RawValue, answer: &Bytes) -> Entry {
+        let bytes = answer.slice_ref(value.get().as_bytes());
+        let hidden =
+            |wire| Entry { name: String::new(), hints: Hints::default(), wire, headers: Vec::new(), valid: false };
+        let Ok(wire) = serde_json::from_str::<EntryWire<'_>>(value.get()) else {
+            return hidden(bytes);
+        };
         let name = match kind {
             ListKind::Prompts | ListKind::Tools => wire.name,
             ListKind::Resources => wire.uri,
             ListKind::Templates => wire.uri_template,
         };
-        let name = name.ok_or("an entry of the list has no name")?.into_owned();
+        let Some(name) = name.map(Cow::into_owned) else {
+            return hidden(bytes);
+        };
         let mut valid = match kind {
             ListKind::Tools => good_name(&name),
             ListKind::Prompts | ListKind::Resources | ListKind::Templates => !name.is_empty(),
         };
         let mut headers = Vec::new();
-        if let Some(schema) = wire.input_schema.filter(|schema| schema.get().contains("x-mcp-header")) {
+        if let Some(schema) = wire.input_schema.filter(|schema| may_bind(schema.get())) {
             match serde_json::from_str(schema.get()).map_err(|_| "malformed").and_then(|schema| bindings(&schema)) {
                 Ok(found) => headers = found,
                 Err(_) => valid = false,
             }
         }
-        let wire_bytes = answer.slice_ref(value.get().as_bytes());
-        Ok(Entry { name, hints: wire.annotations.unwrap_or_default(), wire: wire_bytes, headers, valid })
+        Entry { name, hints: wire.annotations.unwrap_or_default(), wire: bytes, headers, valid }
     }
+}
+
+/// Only a schema that has the word, or escapes that could spell it, is worth a full parse.
+fn may_bind(schema: &str) -> bool {
+    schema.contains("x-mcp-header") || schema.contains("\\u")
 }
 
 /// SPEC: server/tools §Tool Names. Anything else could look like another tool (homoglyphs, blanks, bidi).
 pub fn good_name(name: &str) -> bool {
-    (1..=128).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
+    (1..=128).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
 }
 
 /// Two entries of one name: nobody can say which one a call would reach, so neither is shown.
@@ -244,7 +258,10 @@ mod tests {
         let want = r#"{"jsonrpc":"2.0","id":1, "result":{"cacheScope" : "private","tools":[ {"name":"a","x":1.0e2},{"name":"c","é":"\u0041"}],"nextCursor":"n","ttlMs":5}}"#;
         assert_eq!(String::from_utf8_lossy(&kept), want);
         let none = page.keep(&[false, false, false]);
-        assert_eq!(serde_json::from_slice::<serde_json::Value>(&none).expect("json")["result"]["tools"], serde_json::json!([]));
+        assert_eq!(
+            serde_json::from_slice::<serde_json::Value>(&none).expect("json")["result"]["tools"],
+            serde_json::json!([])
+        );
     }
 
     #[test]
@@ -261,20 +278,41 @@ mod tests {
 
     #[test]
     fn bad_names_and_doubles_are_never_shown() {
-        let page = page(r#"{"result":{"tools":[{"name":"ok"},{"name":"b\u0430d"},{"name":"twice"},{"name":"twice"},{"name":""},{"name":"a b"}]}}"#);
+        let page = page(
+            r#"{"result":{"tools":[{"name":"ok"},{"name":"b\u0430d"},{"name":"twice"},{"name":"twice"},{"name":""},{"name":"a b"}]}}"#,
+        );
         let shown: Vec<_> = page.entries.iter().filter(|entry| entry.valid).map(|entry| entry.name.as_str()).collect();
         assert_eq!(shown, ["ok"]);
     }
 
     #[test]
     fn a_tool_with_bad_header_bindings_is_never_shown() {
-        let page = page(r#"{"result":{"tools":[{"name":"a","inputSchema":{"properties":{"p":{"type":"number","x-mcp-header":"P"}}}},{"name":"b","inputSchema":{"properties":{"p":{"type":"string","x-mcp-header":"P"}}}}]}}"#);
-        assert_eq!(page.entries.iter().map(|entry| (entry.valid, entry.headers.len())).collect::<Vec<_>>(), [(false, 0), (true, 1)]);
+        let page = page(
+            r#"{"result":{"tools":[{"name":"a","inputSchema":{"properties":{"p":{"type":"number","x-mcp-header":"P"}}}},{"name":"b","inputSchema":{"properties":{"p":{"type":"string","x-mcp-header":"P"}}}}]}}"#,
+        );
+        assert_eq!(
+            page.entries.iter().map(|entry| (entry.valid, entry.headers.len())).collect::<Vec<_>>(),
+            [(false, 0), (true, 1)]
+        );
+    }
+
+    #[test]
+    fn a_malformed_entry_hides_itself_and_not_the_others() {
+        let text = r#"{"result":{"tools":[1,{},{"name":7},{"name":"a","annotations":3},{"name":"b"},{"name":"c","inputSchema":{"properties":{"p":{"type":"number","x-mcp-heade\u0072":"P"}}}}]}}"#;
+        let shown: Vec<_> =
+            page(text).entries.into_iter().filter(|entry| entry.valid).map(|entry| entry.name).collect();
+        assert_eq!(shown, ["b"]);
     }
 
     #[test]
     fn a_malformed_answer_is_refused_whole() {
-        for bad in [r#"{"result":{}}"#, r#"{"result":{"tools":[1]}}"#, r#"{"result":{"tools":[{}]}}"#, r#"{"error":{}}"#, "[]", r#"{"result":{"tools":[],"tools":[]}}"#] {
+        for bad in [
+            r#"{"result":{}}"#,
+            r#"{"result":{"tools":1}}"#,
+            r#"{"error":{}}"#,
+            "[]",
+            r#"{"result":{"tools":[],"tools":[]}}"#,
+        ] {
             assert!(Page::parse(ListKind::Tools, &Bytes::copy_from_slice(bad.as_bytes())).is_err(), "{bad}");
         }
     }

@@ -15,9 +15,13 @@ use crate::exchange::Request;
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Kind {
     Notification,
-    Request { id: Id },
+    Request {
+        id: Id,
+    },
     /// A client's answer to a server's request (legacy era only). Its body goes on as it is.
-    Response { id: Id },
+    Response {
+        id: Id,
+    },
 }
 
 /// Every method the protocol defines, of both eras. Anything else is refused.
@@ -202,14 +206,21 @@ pub fn parse(request: &Request) -> Result<Message, Fault> {
     let body = &request.body;
     match body.iter().find(|byte| !byte.is_ascii_whitespace()) {
         // SPEC: basic/index: batches exist in 2025-03-26 only; nobody sends them, every parser disagrees on them.
-        Some(b'[') => return Err(Fault::without_id(FaultKind::InvalidRequest { what: "batches are not accepted; send one message per POST" })),
+        Some(b'[') => {
+            return Err(Fault::without_id(FaultKind::InvalidRequest {
+                what: "batches are not accepted; send one message per POST",
+            }));
+        }
         Some(b'{') => {}
         _ => return Err(Fault::without_id(FaultKind::Parse { what: "the body is not a JSON object".into() })),
     }
     let unreadable = |error: serde_json::Error| Fault::without_id(FaultKind::Parse { what: plain(&error) });
     jsonrpc::check(body).map_err(unreadable)?;
     let wire: Wire<'_> = serde_json::from_slice(body).map_err(|error| {
-        let id = serde_json::from_slice::<JustId<'_>>(body).ok().and_then(|just| just.id).and_then(|raw| Id::from_json(raw.get()));
+        let id = serde_json::from_slice::<JustId<'_>>(body)
+            .ok()
+            .and_then(|just| just.id)
+            .and_then(|raw| Id::from_json(raw.get()));
         Fault { id, era: None, kind: FaultKind::InvalidRequest { what: shape(&error) } }
     })?;
     wire.into_message(request)
@@ -264,7 +275,11 @@ impl Wire<'_> {
         let id = match self.id.map(|raw| Id::from_json(raw.get())) {
             None => None,
             Some(Some(id)) => Some(id),
-            Some(None) => return Err(Fault::without_id(FaultKind::InvalidRequest { what: "the id must be a string or an integer" })),
+            Some(None) => {
+                return Err(Fault::without_id(FaultKind::InvalidRequest {
+                    what: "the id must be a string or an integer",
+                }));
+            }
         };
         let invalid = |what| Fault { id: id.clone(), era: None, kind: FaultKind::InvalidRequest { what } };
         if self.jsonrpc.as_deref() != Some("2.0") {
@@ -320,7 +335,13 @@ impl Wire<'_> {
             let what = "responses are not sent by clients in this protocol version";
             return Err(Fault { id: Some(id), era: Some(Era::Modern), kind: FaultKind::InvalidRequest { what } });
         }
-        Ok(Message { kind: Kind::Response { id }, method: None, era: Era::Legacy, params: Params::default(), outcome: Some(outcome) })
+        Ok(Message {
+            kind: Kind::Response { id },
+            method: None,
+            era: Era::Legacy,
+            params: Params::default(),
+            outcome: Some(outcome),
+        })
     }
 }
 
@@ -331,9 +352,6 @@ fn outcome(member: &str, value: &RawValue) -> Bytes {
 /// Which era the request belongs to. A request with only one of the two modern marks is refused, never downgraded.
 fn era_of(request: &Request, method: &str, params: &Params) -> Result<Era, FaultKind> {
     let header = headers::version(request)?;
-    if method == Method::Initialize.as_str() {
-        return Ok(Era::Legacy);
-    }
     let header_era = match header {
         None => None,
         Some(version) => match Era::of(version) {
@@ -342,6 +360,9 @@ fn era_of(request: &Request, method: &str, params: &Params) -> Result<Era, Fault
         },
     };
     let in_session = request.headers.contains_key("mcp-session-id");
+    if method == Method::Initialize.as_str() && header_era != Some(Era::Modern) && params.version.is_none() {
+        return Ok(Era::Legacy);
+    }
     match (header_era, params.version.is_some()) {
         (Some(Era::Legacy) | None, _) if in_session => Ok(Era::Legacy),
         (Some(Era::Legacy), true) => {
@@ -417,11 +438,14 @@ impl Params {
         let wire: ParamsWire<'_> = serde_json::from_str(raw.get())
             .map_err(|_| FaultKind::InvalidParams { what: "a member of params has the wrong type".into() })?;
         let slice = |value: &RawValue| body.slice_ref(value.get().as_bytes());
-        let reference = wire.reference.map(|reference| match (reference.kind.as_ref(), reference.name, reference.uri) {
-            ("ref/prompt", Some(name), _) => Ok(Reference::Prompt(name.into_owned())),
-            ("ref/resource", _, Some(uri)) => Ok(Reference::Resource(uri.into_owned())),
-            _ => Err(FaultKind::InvalidParams { what: "ref must be a ref/prompt with a name or a ref/resource with a uri".into() }),
-        });
+        let reference =
+            wire.reference.map(|reference| match (reference.kind.as_ref(), reference.name, reference.uri) {
+                ("ref/prompt", Some(name), _) => Ok(Reference::Prompt(name.into_owned())),
+                ("ref/resource", _, Some(uri)) => Ok(Reference::Resource(uri.into_owned())),
+                _ => Err(FaultKind::InvalidParams {
+                    what: "ref must be a ref/prompt with a name or a ref/resource with a uri".into(),
+                }),
+            });
         let meta = wire.meta;
         Ok(Params {
             name: wire.name.map(Cow::into_owned),
@@ -431,9 +455,14 @@ impl Params {
             reference: reference.transpose()?,
             version: meta.as_ref().and_then(|meta| meta.version.as_deref()).map(str::to_owned),
             asked_version: wire.protocol_version.map(Cow::into_owned),
-            capabilities: meta.as_ref().is_some_and(|meta| meta.capabilities.is_some_and(|raw| raw.get().starts_with('{'))),
+            capabilities: meta
+                .as_ref()
+                .is_some_and(|meta| meta.capabilities.is_some_and(|raw| raw.get().starts_with('{'))),
             progress_token: meta.as_ref().and_then(|meta| meta.progress_token).map(slice),
-            subscriptions: wire.notifications.map(|n| n.resource_subscriptions.into_iter().map(Cow::into_owned).collect()).unwrap_or_default(),
+            subscriptions: wire
+                .notifications
+                .map(|n| n.resource_subscriptions.into_iter().map(Cow::into_owned).collect())
+                .unwrap_or_default(),
             raw: Some(slice(raw)),
         })
     }
@@ -483,7 +512,9 @@ impl Message {
         let missing = |what: &str| Err(FaultKind::InvalidParams { what: format!("params.{what} is required") });
         match self.method {
             Some(Method::ToolsCall | Method::PromptsGet) if self.params.name.is_none() => missing("name"),
-            Some(Method::ResourcesRead | Method::ResourcesSubscribe | Method::ResourcesUnsubscribe) if self.params.uri.is_none() => {
+            Some(Method::ResourcesRead | Method::ResourcesSubscribe | Method::ResourcesUnsubscribe)
+                if self.params.uri.is_none() =>
+            {
                 missing("uri")
             }
             Some(Method::CompletionComplete) if self.params.reference.is_none() => missing("ref"),

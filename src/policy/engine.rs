@@ -14,8 +14,8 @@ use cedar_policy::PartialResponse;
 use cedar_policy::PolicyId;
 use cedar_policy::PolicySet;
 use cedar_policy::Request;
-use cedar_policy::pst;
 use moka::sync::Cache;
+use serde_json::Value;
 
 use super::Context;
 use super::Reason;
@@ -99,25 +99,40 @@ impl Engine {
         if let Some(known) = self.decisions.get(&key) {
             return known;
         }
-        let verdict = self.ask(principal, action, decl, effect, Known::Nothing).as_ref().map_or_else(Verdict::unjudgeable, verdict);
+        let verdict = self
+            .ask(principal, action, decl, effect, Known::Nothing)
+            .as_ref()
+            .map_or_else(Verdict::unjudgeable, verdict);
         self.decisions.insert(key, verdict.clone());
         verdict
     }
 
     /// The verdict with everything but the arguments known.
-    pub(super) fn expect(&self, principal: &Principal, action: Action, decl: &Decl, effect: Effect, context: &Context) -> Verdict {
-        self.ask(principal, action, decl, effect, Known::Facts(context)).as_ref().map_or_else(Verdict::unjudgeable, verdict)
+    pub(super) fn expect(
+        &self,
+        principal: &Principal,
+        action: Action,
+        decl: &Decl,
+        effect: Effect,
+        context: &Context,
+    ) -> Verdict {
+        self.ask(principal, action, decl, effect, Known::Facts(context))
+            .as_ref()
+            .map_or_else(Verdict::unjudgeable, verdict)
     }
 
     /// The verdict with everything known. What is still open then is a policy that reads an unreadable argument.
     pub(super) fn settle(&self, principal: &Principal, call: &Call, effect: Effect, context: &Context) -> Verdict {
         let args = if self.reads_args { Args::read(call.arguments()) } else { Args::none() };
-        let answer = args.and_then(|args| self.ask(principal, call.action, &call.decl, effect, Known::All(context, args)));
+        let answer =
+            args.and_then(|args| self.ask(principal, call.action, &call.decl, effect, Known::All(context, args)));
         let Some(response) = answer else {
             return Verdict::unjudgeable();
         };
         match verdict(&response) {
-            Verdict::Depends => Verdict::Deny(Reason::Error, names(response.nontrivial_residuals().map(|policy| policy.id().clone()))),
+            Verdict::Depends => {
+                Verdict::Deny(Reason::Error, names(response.nontrivial_residuals().map(|policy| policy.id().clone())))
+            }
             settled => settled,
         }
     }
@@ -134,10 +149,18 @@ impl Engine {
     }
 
     /// `None` if the question cannot even be put: callers deny.
-    fn ask(&self, principal: &Principal, action: Action, decl: &Decl, effect: Effect, known: Known<'_>) -> Option<PartialResponse> {
+    fn ask(
+        &self,
+        principal: &Principal,
+        action: Action,
+        decl: &Decl,
+        effect: Effect,
+        known: Known<'_>,
+    ) -> Option<PartialResponse> {
         let slice = self.slice(principal, action, decl.kind)?;
         let resource = facts::resource(decl, effect)?;
-        let request = Request::builder().principal(slice.principal.uid()).action(facts::action(action)).resource(resource.uid());
+        let request =
+            Request::builder().principal(slice.principal.uid()).action(facts::action(action)).resource(resource.uid());
         let entities = Entities::from_entities([slice.principal.clone(), resource], None).ok()?;
         let ask = |request: &Request| self.authorizer.is_authorized_partial(request, &slice.policies, &entities);
         let (context, args) = match known {
@@ -152,7 +175,8 @@ impl Engine {
         // A record that holds an unknown beside a date or an address is opaque to Cedar: not even `context.mtls` can be
         // taken out of it. So first every member is unknown, then those that are known are bound.
         let bindings = facts::members(context)?;
-        let hollow = bindings.iter().map(|(name, _)| (name.clone(), facts::unknown(name))).chain([("args".to_owned(), args)]);
+        let hollow =
+            bindings.iter().map(|(name, _)| (name.clone(), facts::unknown(name))).chain([("args".to_owned(), args)]);
         let first = ask(&request.context(cedar_policy::Context::from_pairs(hollow).ok()?).build());
         if first.definitely_errored().next().is_some() {
             // Binding would forget the errors.
@@ -175,13 +199,15 @@ impl Engine {
         let request = request.unknown_resource_with_type(facts::kind(kind).clone()).build();
         let response = self.authorizer.is_authorized_partial(&request, &self.policies, &entities);
         let mut matter: HashSet<PolicyId> = response.definitely_errored().cloned().collect();
-        matter.extend(response.definitely_satisfied().chain(response.nontrivial_residuals()).map(|policy| policy.id().clone()));
-        let policies: Vec<_> = self.policies.policies().enumerate().filter(|(_, policy)| matter.contains(policy.id())).collect();
-        let selection: Vec<usize> = policies.iter().map(|(index, _)| *index).collect();
+        matter.extend(
+            response.definitely_satisfied().chain(response.nontrivial_residuals()).map(|policy| policy.id().clone()),
+        );
+        let policies = || self.policies.policies().enumerate().filter(|(_, policy)| matter.contains(policy.id()));
+        let selection: Vec<usize> = policies().map(|(index, _)| index).collect();
         let policies = match self.selections.get(&selection) {
             Some(known) => known,
             None => {
-                let set = Arc::new(PolicySet::from_policies(policies.into_iter().map(|(_, policy)| policy.clone())).ok()?);
+                let set = Arc::new(PolicySet::from_policies(policies().map(|(_, policy)| policy.clone())).ok()?);
                 self.selections.insert(selection, set.clone());
                 set
             }
@@ -236,29 +262,38 @@ fn names(ids: impl IntoIterator<Item = PolicyId>) -> Arc<[String]> {
 /// May what is left of a policy still come out as `wanted`? Cedar keeps `<unknown> && false` as it stands; without this
 /// a grant that tests its arguments before its tool would list every tool.
 fn can_be(residual: &cedar_policy::Policy, wanted: bool) -> bool {
-    let Ok(policy) = residual.to_pst() else {
+    // Cedar's own tree for outsiders (`pst`) refuses unknowns; its JSON form takes them.
+    let Ok(policy) = residual.to_json() else {
         return true;
     };
-    let clauses = policy.body().clauses();
-    let holds = |clause: &pst::Clause, wanted: bool| match clause {
-        pst::Clause::When(expr) => may(expr, wanted),
-        pst::Clause::Unless(expr) => may(expr, !wanted),
+    let Some(conditions) = policy.get("conditions").and_then(Value::as_array) else {
+        return true;
     };
-    if wanted { clauses.iter().all(|clause| holds(clause, true)) } else { clauses.iter().any(|clause| holds(clause, false)) }
+    let holds = |condition: &Value, wanted: bool| {
+        let unless = condition.get("kind").and_then(Value::as_str) == Some("unless");
+        condition.get("body").is_none_or(|body| may(body, wanted != unless))
+    };
+    if wanted {
+        conditions.iter().all(|condition| holds(condition, true))
+    } else {
+        conditions.iter().any(|condition| holds(condition, false))
+    }
 }
 
 /// May the expression evaluate to `wanted`, without an error? Says yes where it cannot tell.
-fn may(expr: &pst::Expr, wanted: bool) -> bool {
-    match expr {
-        pst::Expr::Literal(pst::Literal::Bool(value)) => *value == wanted,
-        pst::Expr::UnaryOp { op: pst::UnaryOp::Not, expr } => may(expr, !wanted),
-        pst::Expr::BinaryOp { op: pst::BinaryOp::And, left, right } if wanted => may(left, true) && may(right, true),
-        pst::Expr::BinaryOp { op: pst::BinaryOp::And, left, right } => may(left, false) || (may(left, true) && may(right, false)),
-        pst::Expr::BinaryOp { op: pst::BinaryOp::Or, left, right } if wanted => may(left, true) || (may(left, false) && may(right, true)),
-        pst::Expr::BinaryOp { op: pst::BinaryOp::Or, left, right } => may(left, false) && may(right, false),
-        pst::Expr::IfThenElse { cond, then_expr, else_expr } => {
-            (may(cond, true) && may(then_expr, wanted)) || (may(cond, false) && may(else_expr, wanted))
-        }
+fn may(expr: &Value, wanted: bool) -> bool {
+    let Some((operator, operands)) = expr.as_object().and_then(|node| node.iter().next()) else {
+        return true;
+    };
+    let may = |operand: &str, wanted: bool| operands.get(operand).is_none_or(|expr| may(expr, wanted));
+    match operator.as_str() {
+        "Value" => operands.as_bool().is_none_or(|value| value == wanted),
+        "!" => may("arg", !wanted),
+        "&&" if wanted => may("left", true) && may("right", true),
+        "&&" => may("left", false) || (may("left", true) && may("right", false)),
+        "||" if wanted => may("left", true) || (may("left", false) && may("right", true)),
+        "||" => may("left", false) && may("right", false),
+        "if-then-else" => (may("if", true) && may("then", wanted)) || (may("if", false) && may("else", wanted)),
         _ => true,
     }
 }

@@ -52,7 +52,10 @@ static TYPES: LazyLock<Types> = LazyLock::new(|| Types {
     user: entity_type("User"),
 });
 
-#[expect(clippy::expect_used, reason = "the names are the literals above, each a Cedar identifier; every test reads them")]
+#[expect(
+    clippy::expect_used,
+    reason = "the names are the literals above, each a Cedar identifier; every test reads them"
+)]
 fn entity_type(name: &'static str) -> EntityTypeName {
     name.parse().expect("a Cedar identifier")
 }
@@ -94,7 +97,8 @@ pub(super) fn principal(principal: &Principal) -> Option<Entity> {
             attributes.insert(name.to_owned(), text(value));
         }
     }
-    let mut parents = HashSet::with_capacity(principal.scopes.len() + principal.roles.len() + principal.groups.len() + 1);
+    let mut parents =
+        HashSet::with_capacity(principal.scopes.len() + principal.roles.len() + principal.groups.len() + 1);
     parents.extend(principal.scopes.iter().map(|id| uid(&TYPES.scope, id)));
     parents.extend(principal.roles.iter().map(|id| uid(&TYPES.role, id)));
     parents.extend(principal.groups.iter().map(|id| uid(&TYPES.group, id)));
@@ -156,7 +160,8 @@ fn value(json: serde_json::Value, whole: &mut bool) -> Option<RestrictedExpressi
             RestrictedExpression::new_set(items?)
         }
         serde_json::Value::Object(members) => {
-            let members: Option<Vec<_>> = members.into_iter().map(|(name, member)| Some((name, value(member, whole)?))).collect();
+            let members: Option<Vec<_>> =
+                members.into_iter().map(|(name, member)| Some((name, value(member, whole)?))).collect();
             RestrictedExpression::new_record(members?).ok()?
         }
         serde_json::Value::Number(number) => match number.as_i64() {

@@ -77,7 +77,8 @@ pub(super) fn lower(grants: &[Grant], errors: &mut Vec<Error>) -> Lowered {
         let globs: Vec<_> = grant.tools.iter().map(|text| Glob::parse(text)).collect();
         let whom = whom(grant);
         let allow = if grant.allow.is_empty() { Err("`allow` names no effect".to_owned()) } else { Ok(()) };
-        let wrong = globs.iter().filter_map(|glob| glob.as_ref().err()).chain(whom.as_ref().err()).chain(allow.as_ref().err());
+        let wrong =
+            globs.iter().filter_map(|glob| glob.as_ref().err()).chain(whom.as_ref().err()).chain(allow.as_ref().err());
         errors.extend(wrong.map(|what| Error::Grant { index, what: what.clone() }));
         let (Ok(globs), Ok(whom), Ok(())) = (globs.into_iter().collect::<Result<Vec<Glob>, _>>(), whom, allow) else {
             continue;
@@ -118,8 +119,11 @@ fn whom(grant: &Grant) -> Result<Whom, String> {
 }
 
 fn use_policy(id: &str, whom: &Whom, grant: &Grant, globs: &[Glob]) -> String {
-    let actions: Vec<String> =
-        Action::ALL.into_iter().filter(|action| *action != Action::Connect).map(|action| format!("Action::\"{}\"", action.as_str())).collect();
+    let actions: Vec<String> = Action::ALL
+        .into_iter()
+        .filter(|action| *action != Action::Connect)
+        .map(|action| format!("Action::\"{}\"", action.as_str()))
+        .collect();
     let mut effects = grant.allow.clone();
     effects.sort_unstable();
     effects.dedup();
@@ -127,8 +131,12 @@ fn use_policy(id: &str, whom: &Whom, grant: &Grant, globs: &[Glob]) -> String {
     let mut text = opening(id, whom, &format!("action in [{}]", actions.join(", ")));
     condition(&mut text, &format!("[{}].contains(resource.effect)", effects.join(", ")));
     if !globs.is_empty() {
-        let tools: Vec<String> =
-            globs.iter().map(|glob| format!("({} && {})", like("resource.backend", &glob.backend), like("resource.name", &glob.name))).collect();
+        let tools: Vec<String> = globs
+            .iter()
+            .map(|glob| {
+                format!("({} && {})", like("resource.backend", &glob.backend), like("resource.name", &glob.name))
+            })
+            .collect();
         condition(&mut text, &tools.join(" || "));
     }
     text + ";\n"

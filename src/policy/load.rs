@@ -89,17 +89,20 @@ impl Loaded {
                 Ok(None) => typed.push(policy.clone()),
                 Ok(Some(blind)) => {
                     self.reads_args = true;
-                    self.notes.push(format!("`{id}` reads `context.args`: what it compares arguments with is not type-checked"));
+                    self.notes.push(format!(
+                        "`{id}` reads `context.args`: what it compares arguments with is not type-checked"
+                    ));
                     let (found, notes) = validate(&[blind]);
-                    errors.extend(found.into_iter().map(|found| wrong(Found { offset: found.offset.or(offset), ..found })));
+                    errors.extend(
+                        found.into_iter().map(|found| wrong(Found { offset: found.offset.or(offset), ..found })),
+                    );
                     self.notes.extend(notes);
                 }
                 Err(what) => complain(format!("`{id}`: {what}")),
             }
             self.policies.push(policy);
         }
-        let (mut found, notes) = validate(&typed);
-        found.sort_by_key(|found| found.offset);
+        let (found, notes) = validate(&typed);
         errors.extend(found.into_iter().map(wrong));
         self.notes.extend(notes);
     }
@@ -131,6 +134,12 @@ impl Found {
         }
         Found { what, offset: error.source_locations.first().map(|label| label.loc.start) }
     }
+
+    /// What is wrong, without the entity type or the action it is wrong for.
+    fn mistake(&self) -> &str {
+        let what = self.what.split(" on entity type").next().unwrap_or_default();
+        what.split(" in context for").next().unwrap_or_default()
+    }
 }
 
 /// Errors and warnings of the strict validator.
@@ -140,7 +149,11 @@ fn validate(policies: &[Policy]) -> (Vec<Found>, Vec<String>) {
         Err(error) => return (vec![Found { what: error.to_string(), offset: None }], Vec::new()),
     };
     let result = VALIDATOR.validate(&set, ValidationMode::Strict);
-    let errors = result.validation_errors().map(|error| Found::of(&DetailedError::from(error))).collect();
+    let mut errors: Vec<Found> =
+        result.validation_errors().map(|error| Found::of(&DetailedError::from(error))).collect();
+    // Cedar tells of a wrong attribute once for every entity type and action that lacks it, in no order; once will do.
+    errors.sort_by(|left, right| (left.offset, &left.what).cmp(&(right.offset, &right.what)));
+    errors.dedup_by(|later, first| later.offset == first.offset && later.mistake() == first.mistake());
     (errors, result.validation_warnings().map(ToString::to_string).collect())
 }
 
@@ -157,19 +170,26 @@ fn without_args(policy: &Policy) -> Result<Option<Policy>, String> {
     let pst::Policy::Static(policy) = policy.to_pst().map_err(|error| error.to_string())? else {
         return Err("a template is of no use: nothing links it".to_owned());
     };
-    let expressions = || policy.body().clauses().iter().map(|clause| match clause {
-        pst::Clause::When(expr) | pst::Clause::Unless(expr) => expr,
-    });
+    let expressions = || {
+        policy.body().clauses().iter().map(|clause| match clause {
+            pst::Clause::When(expr) | pst::Clause::Unless(expr) => expr,
+        })
+    };
     if expressions().any(|expr| takes_context_whole(expr)) {
         return Err("name the member of `context` that is meant: it cannot be used as a whole".to_owned());
     }
     if !expressions().any(|expr| reads_args(expr)) {
         return Ok(None);
     }
-    let clauses: Vec<pst::Clause> = policy.body().clauses().iter().map(|clause| match clause {
-        pst::Clause::When(expr) => pst::Clause::When(blind(expr)),
-        pst::Clause::Unless(expr) => pst::Clause::Unless(blind(expr)),
-    }).collect();
+    let clauses: Vec<pst::Clause> = policy
+        .body()
+        .clauses()
+        .iter()
+        .map(|clause| match clause {
+            pst::Clause::When(expr) => pst::Clause::When(blind(expr)),
+            pst::Clause::Unless(expr) => pst::Clause::Unless(blind(expr)),
+        })
+        .collect();
     let template = policy.body().clone().try_with_clauses(clauses).map_err(|error| error.to_string())?;
     let policy = pst::StaticPolicy::try_from(template).map_err(|error| error.to_string())?;
     Policy::from_pst(pst::Policy::Static(policy)).map(Some).map_err(|error| error.to_string())
@@ -204,7 +224,9 @@ fn blind(expr: &Arc<pst::Expr>) -> Arc<pst::Expr> {
         return expr.clone();
     }
     Arc::new(match expr.as_ref() {
-        pst::Expr::UnaryOp { op: pst::UnaryOp::Not, expr } => pst::Expr::UnaryOp { op: pst::UnaryOp::Not, expr: blind(expr) },
+        pst::Expr::UnaryOp { op: pst::UnaryOp::Not, expr } => {
+            pst::Expr::UnaryOp { op: pst::UnaryOp::Not, expr: blind(expr) }
+        }
         pst::Expr::BinaryOp { op: op @ (pst::BinaryOp::And | pst::BinaryOp::Or), left, right } => {
             pst::Expr::BinaryOp { op: *op, left: blind(left), right: blind(right) }
         }

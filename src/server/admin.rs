@@ -116,7 +116,11 @@ impl Desk {
 
 #[async_trait]
 impl HttpServerApp for Desk {
-    async fn process_new_http(self: &Arc<Self>, mut session: ServerSession, _drain: &ShutdownWatch) -> Option<ReusedHttpStream> {
+    async fn process_new_http(
+        self: &Arc<Self>,
+        mut session: ServerSession,
+        _drain: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
         session.set_keepalive(Some(0));
         self.gauge.expect_head(HEAD_BYTES_MAX);
         let read = timeout(IDLE, session.read_request()).await;

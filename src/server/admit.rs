@@ -97,9 +97,14 @@ pub(super) struct Sight<'a> {
 pub(super) enum Admitted {
     Call(Call),
     /// A GET of a well-known document.
-    Document { host: String, path: String },
+    Document {
+        host: String,
+        path: String,
+    },
     /// A CORS preflight; any origin for well-known documents.
-    Preflight { any_origin: bool },
+    Preflight {
+        any_origin: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -241,7 +246,8 @@ fn examine_all(gate: &Gate, sight: &Sight<'_>, reader: &mut Option<HeaderValue>)
     }
     let path = plain_path(path)?;
     if verb != Some(Verb::Post) {
-        let has_body = headers.contains_key(header::TRANSFER_ENCODING) || length(headers)?.is_some_and(|length| length > 0);
+        let has_body =
+            headers.contains_key(header::TRANSFER_ENCODING) || length(headers)?.is_some_and(|length| length > 0);
         if has_body {
             return Err(bad("only POST carries a body"));
         }
@@ -261,7 +267,11 @@ fn examine_all(gate: &Gate, sight: &Sight<'_>, reader: &mut Option<HeaderValue>)
         *reader = Some(origin.clone());
     }
     let Some(verb) = verb else {
-        return if reader.is_some() { Ok(Admitted::Preflight { any_origin: false }) } else { Err(Rejection::MethodNotAllowed { allow: ALLOW }) };
+        return if reader.is_some() {
+            Ok(Admitted::Preflight { any_origin: false })
+        } else {
+            Err(Rejection::MethodNotAllowed { allow: ALLOW })
+        };
     };
     match verb {
         Verb::Delete => {}
@@ -284,7 +294,11 @@ fn post(gate: &Gate, headers: &HeaderMap) -> Result<(), Rejection> {
     if !media.and_then(|media| media.to_str().ok()).is_some_and(is_json) {
         return Err(Rejection::UnsupportedMediaType);
     }
-    if headers.get_all(header::CONTENT_ENCODING).iter().any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+    if headers
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
+    {
         return Err(Rejection::UnsupportedMediaType);
     }
     // SPEC: streamable HTTP, "the client MUST include an Accept header, listing both".
@@ -294,7 +308,11 @@ fn post(gate: &Gate, headers: &HeaderMap) -> Result<(), Rejection> {
     Ok(())
 }
 
-fn single<'a>(headers: &'a HeaderMap, name: header::HeaderName, twice: &'static str) -> Result<Option<&'a HeaderValue>, Rejection> {
+fn single<'a>(
+    headers: &'a HeaderMap,
+    name: header::HeaderName,
+    twice: &'static str,
+) -> Result<Option<&'a HeaderValue>, Rejection> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (value, None) => Ok(value),
@@ -315,7 +333,9 @@ fn target<'a>(sight: &Sight<'a>) -> Result<(&'a str, &'a [u8]), Rejection> {
     let host = host.map(|value| value.to_str()).transpose().map_err(|_| Rejection::BadHost)?;
     if sight.target.starts_with(b"/") {
         return match (sight.authority, host) {
-            (Some(authority), Some(host)) if !authority.eq_ignore_ascii_case(host) => Err(bad("Host differs from :authority")),
+            (Some(authority), Some(host)) if !authority.eq_ignore_ascii_case(host) => {
+                Err(bad("Host differs from :authority"))
+            }
             (Some(authority), _) => Ok((authority, sight.target)),
             (None, Some(host)) => Ok((host, sight.target)),
             (None, None) => Err(bad("no Host")),
@@ -328,7 +348,9 @@ fn target<'a>(sight: &Sight<'a>) -> Result<(&'a str, &'a [u8]), Rejection> {
     let rest = rest.ok_or(Rejection::BadPath)?;
     let (authority, path) = rest.split_at(rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len()));
     match host {
-        Some(host) if host.as_bytes().eq_ignore_ascii_case(authority) => Ok((host, if path.is_empty() { b"/" } else { path })),
+        Some(host) if host.as_bytes().eq_ignore_ascii_case(authority) => {
+            Ok((host, if path.is_empty() { b"/" } else { path }))
+        }
         _ => Err(bad("Host differs from the request target")),
     }
 }
@@ -339,7 +361,11 @@ fn plain_path(target: &[u8]) -> Result<String, Rejection> {
     let path = std::str::from_utf8(path).map_err(|_| Rejection::BadPath)?;
     // RFC 3986 `pchar` without escapes, and without `;` (path parameters are stripped by some servers).
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~!$&'()*+,=:@".contains(&byte);
-    if target.len() > TARGET_BYTES_MAX || !target.iter().all(u8::is_ascii_graphic) || target.contains(&b'#') || !path.bytes().all(plain) {
+    if target.len() > TARGET_BYTES_MAX
+        || !target.iter().all(u8::is_ascii_graphic)
+        || target.contains(&b'#')
+        || !path.bytes().all(plain)
+    {
         return Err(Rejection::BadPath);
     }
     let inner = path.strip_prefix('/').ok_or(Rejection::BadPath)?;
@@ -372,7 +398,8 @@ impl Host {
                 let (name, port) = text.split_at(text.find(':').unwrap_or(text.len()));
                 let name = name.strip_suffix('.').unwrap_or(name);
                 let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
-                if name.is_empty() || name.len() > 253 || !name.bytes().all(plain) || name.split('.').any(str::is_empty) {
+                if name.is_empty() || name.len() > 253 || !name.bytes().all(plain) || name.split('.').any(str::is_empty)
+                {
                     return None;
                 }
                 (name.to_ascii_lowercase(), port)
@@ -380,7 +407,9 @@ impl Host {
         };
         let authority = match port.strip_prefix(':') {
             None if port.is_empty() => name.clone(),
-            Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => format!("{name}:{}", digits.parse::<u16>().ok()?),
+            Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+                format!("{name}:{}", digits.parse::<u16>().ok()?)
+            }
             _ => return None,
         };
         Some(Host { name, authority })
@@ -411,7 +440,9 @@ fn accepts(headers: &HeaderMap, (kind, subtype): (&str, &str)) -> bool {
         let Ok(value) = value.to_str() else { return false };
         for range in value.split(',') {
             let mut parts = range.split(';').map(str::trim);
-            let Some((their_kind, their_subtype)) = parts.next().and_then(|range| range.split_once('/')) else { continue };
+            let Some((their_kind, their_subtype)) = parts.next().and_then(|range| range.split_once('/')) else {
+                continue;
+            };
             let specific = if their_kind == "*" && their_subtype == "*" {
                 1
             } else if !their_kind.eq_ignore_ascii_case(kind) {

@@ -177,9 +177,15 @@ impl Connection {
             Ok(Ok(true)) => Waited::Head,
             Ok(Ok(false)) => Waited::Closed,
             Ok(Err(_)) if too_large => Waited::Refused(Rejection::HeadersTooLarge),
-            Ok(Err(error)) if matches!(error.etype(), ErrorType::ConnectionClosed | ErrorType::ReadError) => Waited::Closed,
+            Ok(Err(error)) if matches!(error.etype(), ErrorType::ConnectionClosed | ErrorType::ReadError) => {
+                Waited::Closed
+            }
             Ok(Err(error)) => {
-                tracing::debug!(listener = &*self.peer.listener, "a head that cannot be parsed: {}", error.etype().as_str());
+                tracing::debug!(
+                    listener = &*self.peer.listener,
+                    "a head that cannot be parsed: {}",
+                    error.etype().as_str()
+                );
                 Waited::Refused(Rejection::BadRequest { what: "malformed head" })
             }
             Err(_elapsed) if self.gauge.head_has_begun() => {
@@ -202,11 +208,24 @@ impl Connection {
     }
 
     fn head(&self, birth: &Birth, http_method: String, path: String, bytes_in: u64) -> Head {
-        Head { id: birth.id, http_method, path, peer: self.peer.clone(), at: birth.at, started: birth.started, bytes_in }
+        Head {
+            id: birth.id,
+            http_method,
+            path,
+            peer: self.peer.clone(),
+            at: birth.at,
+            started: birth.started,
+            bytes_in,
+        }
     }
 
     /// From a head to the end of its reply; gives the connection back if it can carry another request.
-    async fn exchange(&self, mut session: ServerSession, gate: Arc<Gate>, drain: &ShutdownWatch) -> Option<ReusedHttpStream> {
+    async fn exchange(
+        &self,
+        mut session: ServerSession,
+        gate: Arc<Gate>,
+        drain: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
         let _presence: Option<Presence> = session.is_http2().then(|| self.edge.crowd.stream());
         let birth = Birth::now()?;
         let mut readers = Readers::Same;
@@ -262,7 +281,13 @@ impl Connection {
     }
 
     /// Admission, body, spine.
-    async fn answer(&self, session: &mut ServerSession, gate: &Gate, birth: &Birth, readers: &mut Readers) -> Result<Outgoing, Halt> {
+    async fn answer(
+        &self,
+        session: &mut ServerSession,
+        gate: &Gate,
+        birth: &Birth,
+        readers: &mut Readers,
+    ) -> Result<Outgoing, Halt> {
         self.edge.spine.admit(&self.peer)?;
         let call = match self.admission(session, gate, readers)? {
             Admitted::Call(call) => call,
@@ -283,13 +308,18 @@ impl Connection {
             Err(Halt::Refused(rejection)) => return Err(Halt::Refused(rejection)),
             Err(Halt::Left) => {
                 // There is a record of it all the same; the reply has nobody to go to.
-                drop(self.refuse(session, birth, Rejection::BadRequest { what: "the client left before the body was complete" }));
+                drop(self.refuse(
+                    session,
+                    birth,
+                    Rejection::BadRequest { what: "the client left before the body was complete" },
+                ));
                 return Err(Halt::Left);
             }
         };
         let Call { verb, host, path, .. } = call;
         let headers = take_headers(session).ok_or(Rejection::Internal)?;
-        let open_ended = verb == Verb::Get || headers.get("mcp-method").is_some_and(|method| method == "subscriptions/listen");
+        let open_ended =
+            verb == Verb::Get || headers.get("mcp-method").is_some_and(|method| method == "subscriptions/listen");
         let request = Request {
             id: birth.id,
             verb,
@@ -369,7 +399,12 @@ pub(super) fn is_gone(outcome: &pingora::Result<Option<Bytes>>) -> bool {
     !matches!(outcome, Err(error) if *error.etype() == ErrorType::ConnectError)
 }
 
-async fn collect(session: &mut ServerSession, gate: &Gate, call: &Call, mut share: Share) -> Result<(Bytes, Share), Halt> {
+async fn collect(
+    session: &mut ServerSession,
+    gate: &Gate,
+    call: &Call,
+    mut share: Share,
+) -> Result<(Bytes, Share), Halt> {
     let bytes_max = gate.admission.body_bytes_max;
     let mut first = Bytes::new();
     let mut rest = BytesMut::new();
@@ -425,7 +460,11 @@ fn clipped(bytes: &[u8], bytes_max: usize) -> String {
 
 #[async_trait]
 impl HttpServerApp for Connection {
-    async fn process_new_http(self: &Arc<Self>, mut session: ServerSession, drain: &ShutdownWatch) -> Option<ReusedHttpStream> {
+    async fn process_new_http(
+        self: &Arc<Self>,
+        mut session: ServerSession,
+        drain: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
         // While a connection waits it should cost little: the large futures are boxed when there is something to do.
         let waited = {
             let gate = self.edge.gate.load_full();

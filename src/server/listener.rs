@@ -51,7 +51,12 @@ pub(super) struct Edge {
 }
 
 impl Edge {
-    pub(super) fn new(spine: Arc<dyn Spine>, gate: Arc<ArcSwap<Gate>>, crowd: Arc<Crowd>, cut: watch::Receiver<bool>) -> Edge {
+    pub(super) fn new(
+        spine: Arc<dyn Spine>,
+        gate: Arc<ArcSwap<Gate>>,
+        crowd: Arc<Crowd>,
+        cut: watch::Receiver<bool>,
+    ) -> Edge {
         Edge { spine, gate, crowd, cut }
     }
 }
@@ -134,7 +139,8 @@ impl Door {
         let failed = |cause| Error::Bind { address: label.clone(), cause };
         let (socket, bound, reach) = match &listener.address {
             Address::Tcp(address) => {
-                let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failed)?;
+                let socket =
+                    if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failed)?;
                 socket.set_reuseaddr(true).map_err(failed)?;
                 socket.bind(*address).map_err(failed)?;
                 let socket = socket.listen(BACKLOG).map_err(failed)?;
@@ -165,7 +171,9 @@ impl Door {
     /// The next connection; `None` after a failure, which has been logged and waited for.
     pub(super) async fn accept(&self) -> Option<(Stream, Option<IpAddr>)> {
         let accepted: io::Result<(Stream, Option<IpAddr>)> = match &self.socket {
-            Socket::Tcp(socket) => socket.accept().await.map(|(stream, peer)| (stream.into(), Some(peer.ip().to_canonical()))),
+            Socket::Tcp(socket) => {
+                socket.accept().await.map(|(stream, peer)| (stream.into(), Some(peer.ip().to_canonical())))
+            }
             Socket::Unix(socket, _) => socket.accept().await.map(|(stream, _)| (stream.into(), None)),
         };
         match accepted {

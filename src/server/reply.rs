@@ -37,7 +37,8 @@ const KEEPALIVE: Bytes = Bytes::from_static(b":\n\n");
 const HEADERS_ALLOWED: HeaderValue = HeaderValue::from_static(
     "authorization, content-type, accept, mcp-protocol-version, mcp-session-id, mcp-method, mcp-name, last-event-id",
 );
-const HEADERS_EXPOSED: HeaderValue = HeaderValue::from_static("Mcp-Session-Id, WWW-Authenticate, Retry-After, X-Request-Id");
+const HEADERS_EXPOSED: HeaderValue =
+    HeaderValue::from_static("Mcp-Session-Id, WWW-Authenticate, Retry-After, X-Request-Id");
 
 /// Which web pages may read the reply.
 pub(super) enum Readers {
@@ -88,7 +89,12 @@ pub(super) fn preflight() -> Reply {
 }
 
 /// Writes the reply. After an error the session is good for nothing.
-pub(super) async fn send(session: &mut ServerSession, outgoing: Outgoing, gate: &Gate, drain: &ShutdownWatch) -> Result<(), Broken> {
+pub(super) async fn send(
+    session: &mut ServerSession,
+    outgoing: Outgoing,
+    gate: &Gate,
+    drain: &ShutdownWatch,
+) -> Result<(), Broken> {
     if session.is_http2() {
         // Under HTTP/1.1 the wire watches; an h2 stream can be stuck on its window while the connection is not.
         session.set_write_timeout(Some(gate.admission.write_timeout));
@@ -113,7 +119,11 @@ pub(super) async fn send(session: &mut ServerSession, outgoing: Outgoing, gate: 
             if !matches!(status, 204 | 304) {
                 head.insert_header(header::CONTENT_LENGTH, HeaderValue::from_static("0"))?;
             }
-            if let ServerSession::H2(h2) = session { h2.write_response_header(Box::new(head), true)? } else { session.write_response_header(Box::new(head)).await? }
+            if let ServerSession::H2(h2) = session {
+                h2.write_response_header(Box::new(head), true)?
+            } else {
+                session.write_response_header(Box::new(head)).await?
+            }
             Ok(())
         }
         Body::Full(bytes) => {
@@ -148,7 +158,9 @@ fn is_ours(name: &HeaderName) -> bool {
         header::UPGRADE,
         header::X_CONTENT_TYPE_OPTIONS,
     ];
-    OURS.contains(name) || matches!(name.as_str(), "keep-alive" | "x-request-id") || name.as_str().starts_with("access-control-")
+    OURS.contains(name)
+        || matches!(name.as_str(), "keep-alive" | "x-request-id")
+        || name.as_str().starts_with("access-control-")
 }
 
 fn readers_headers(head: &mut ResponseHeader, readers: Readers) -> pingora::Result<()> {

@@ -90,9 +90,9 @@ pub(super) fn load(tls: &Tls) -> Result<Terms, Error> {
         }
         _ => builder.with_no_client_auth(),
     };
-    let mut config = builder
-        .with_single_cert(chain, key)
-        .map_err(|error| unusable("key", &tls.key, format!("does not go with `{}`: {error}", tls.certificate.display())))?;
+    let mut config = builder.with_single_cert(chain, key).map_err(|error| {
+        unusable("key", &tls.key, format!("does not go with `{}`: {error}", tls.certificate.display()))
+    })?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     if tls.client_auth != ClientAuth::None {
         // A resumed session skips the verifier, so one that was verified by an old CA would come back for good.
@@ -150,7 +150,10 @@ pub(super) enum Failure {
 ///
 /// # Errors
 /// The connection is to be dropped.
-pub(super) async fn shake(terms: &Terms, stream: Stream) -> Result<(TlsStream<Stream>, Option<ClientCertificate>), Failure> {
+pub(super) async fn shake(
+    terms: &Terms,
+    stream: Stream,
+) -> Result<(TlsStream<Stream>, Option<ClientCertificate>), Failure> {
     let acceptor = Acceptor::from_server_config(terms.config.clone());
     let stream = tokio::time::timeout(HANDSHAKE, acceptor.tls_handshake(stream))
         .await

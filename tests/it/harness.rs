@@ -202,11 +202,16 @@ pub struct Answer {
 impl Answer {
     pub async fn of(response: reqwest::Response) -> Answer {
         let status = response.status().as_u16();
-        let headers: Vec<_> =
-            response.headers().iter().map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())).collect();
+        let headers: Vec<_> = response
+            .headers()
+            .iter()
+            .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+            .collect();
         let text = response.text().await.unwrap_or_default();
-        let last_data = text.lines().rev().filter_map(|line| line.strip_prefix("data:")).find(|data| !data.trim().is_empty());
-        let body = serde_json::from_str(&text).ok().or_else(|| last_data.and_then(|data| serde_json::from_str(data).ok()));
+        let last_data =
+            text.lines().rev().filter_map(|line| line.strip_prefix("data:")).find(|data| !data.trim().is_empty());
+        let body =
+            serde_json::from_str(&text).ok().or_else(|| last_data.and_then(|data| serde_json::from_str(data).ok()));
         Answer { status, headers, text, body: body.unwrap_or_default() }
     }
 

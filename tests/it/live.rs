@@ -22,7 +22,10 @@ pub fn tools() -> &'static HashMap<String, String> {
         let output = Command::new("bash").arg(real("setup.sh")).stderr(Stdio::inherit()).output().expect("bash runs");
         assert!(output.status.success(), "tests/real/setup.sh failed");
         let text = String::from_utf8(output.stdout).unwrap();
-        text.lines().filter_map(|line| line.split_once('=')).map(|(name, value)| (name.to_owned(), value.trim_matches('\'').to_owned())).collect()
+        text.lines()
+            .filter_map(|line| line.split_once('='))
+            .map(|(name, value)| (name.to_owned(), value.trim_matches('\'').to_owned()))
+            .collect()
     })
 }
 
@@ -53,7 +56,8 @@ impl Fixture {
             .expect("the fixture starts");
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let url = line.trim().strip_prefix("LISTENING ").unwrap_or_else(|| panic!("the fixture said {line:?}")).to_owned();
+        let url =
+            line.trim().strip_prefix("LISTENING ").unwrap_or_else(|| panic!("the fixture said {line:?}")).to_owned();
         Fixture { child, url }
     }
 }
@@ -97,12 +101,27 @@ async fn typescript(url: &str, token: &str, version: &str, actions: &[&str]) -> 
 }
 
 fn names(line: &Value) -> Vec<&str> {
-    line["tools"].as_array().unwrap_or_else(|| panic!("no tools: {line}")).iter().map(|name| name.as_str().unwrap()).collect()
+    line["tools"]
+        .as_array()
+        .unwrap_or_else(|| panic!("no tools: {line}"))
+        .iter()
+        .map(|name| name.as_str().unwrap())
+        .collect()
 }
 
 const CALLS: [&str; 12] = [
-    "--call", "echo", r#"{"text":"hällo"}"#, "--call", "note_delete", r#"{"id":"a"}"#, "--cancel", "slow_count", r#"{"seconds":20,"steps":40}"#, "1",
-    "--call", "cancelled_count",
+    "--call",
+    "echo",
+    r#"{"text":"hällo"}"#,
+    "--call",
+    "note_delete",
+    r#"{"id":"a"}"#,
+    "--cancel",
+    "slow_count",
+    r#"{"seconds":20,"steps":40}"#,
+    "1",
+    "--call",
+    "cancelled_count",
 ];
 
 /// What every client must see: a viewer's list, a call that works, a hidden one that does not, a cancel that arrives.
@@ -115,7 +134,10 @@ async fn judge(rig: &Rig, who: &str, seen: &[Value]) {
     }
     assert_eq!(seen[1]["text"], "hällo", "{who}: {}", seen[1]);
     let refused = &seen[2];
-    assert!(refused["error"]["message"].as_str().is_some_and(|words| words.contains("Unknown tool: note_delete")), "{who}: {refused}");
+    assert!(
+        refused["error"]["message"].as_str().is_some_and(|words| words.contains("Unknown tool: note_delete")),
+        "{who}: {refused}"
+    );
     assert_eq!(seen[3]["cancelled"], true, "{who}: {}", seen[3]);
     let record = rig.record(|record| record["target"] == "note_delete").await;
     assert_eq!(record["reason"], "unknown_tool");
@@ -153,7 +175,8 @@ async fn arrived(line: &Value, before: i64, rig: &Rig, who: &str) -> i64 {
             return now;
         }
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        let answer = rig.modern(&rig.viewer(), "tools/call", json!({ "name": "cancelled_count", "arguments": {} })).await;
+        let answer =
+            rig.modern(&rig.viewer(), "tools/call", json!({ "name": "cancelled_count", "arguments": {} })).await;
         now = count(answer.result_text()).unwrap_or_default();
     }
     panic!("{who}: the upstream never heard of the cancellation ({now})");
@@ -165,14 +188,31 @@ async fn progress_resources_and_prompts_pass_for_the_python_client() {
     let rig = before(&fixture, |_| {}).await;
     for mode in ["legacy", "2026-07-28"] {
         let actions = [
-            "--read", "test://static-text", "--prompt", "test_simple_prompt", "{}", "--resources", "--prompts", "--progress", "--call", "slow_count",
+            "--read",
+            "test://static-text",
+            "--prompt",
+            "test_simple_prompt",
+            "{}",
+            "--resources",
+            "--prompts",
+            "--progress",
+            "--call",
+            "slow_count",
             r#"{"seconds":0.5,"steps":3}"#,
         ];
         let seen = python(&rig.url(), &rig.viewer(), mode, &actions).await;
         assert!(seen[1]["text"].as_str().is_some_and(|text| !text.is_empty()), "{mode}: {}", seen[1]);
         assert!(seen[2]["messages"].as_array().is_some_and(|messages| !messages.is_empty()), "{mode}: {}", seen[2]);
-        assert!(seen[3]["resources"].as_array().is_some_and(|all| all.contains(&json!("test://static-text"))), "{mode}: {}", seen[3]);
-        assert!(seen[4]["prompts"].as_array().is_some_and(|all| all.contains(&json!("test_simple_prompt"))), "{mode}: {}", seen[4]);
+        assert!(
+            seen[3]["resources"].as_array().is_some_and(|all| all.contains(&json!("test://static-text"))),
+            "{mode}: {}",
+            seen[3]
+        );
+        assert!(
+            seen[4]["prompts"].as_array().is_some_and(|all| all.contains(&json!("test_simple_prompt"))),
+            "{mode}: {}",
+            seen[4]
+        );
         assert!(seen[5]["progress"].as_array().is_some_and(|steps| steps.len() >= 3), "{mode}: {}", seen[5]);
     }
     rig.app.shutdown().await;
@@ -198,13 +238,18 @@ async fn nothing_of_the_client_reaches_the_upstream() {
     let fixture = Fixture::start(&[]);
     let rig = before(&fixture, |_| {}).await;
     let token = rig.viewer();
-    let request = crate::harness::modern_request(&rig.client, &rig.url(), "tools/call", json!({ "name": "request_headers", "arguments": {} }))
-        .bearer_auth(&token)
-        .header("cookie", "canary-cookie=1")
-        .header("proxy-authorization", "Basic canary-proxy")
-        .header("x-forwarded-for", "203.0.113.9")
-        .header("x-canary", "canary-header")
-        .header("origin-agent-cluster", "canary");
+    let request = crate::harness::modern_request(
+        &rig.client,
+        &rig.url(),
+        "tools/call",
+        json!({ "name": "request_headers", "arguments": {} }),
+    )
+    .bearer_auth(&token)
+    .header("cookie", "canary-cookie=1")
+    .header("proxy-authorization", "Basic canary-proxy")
+    .header("x-forwarded-for", "203.0.113.9")
+    .header("x-canary", "canary-header")
+    .header("origin-agent-cluster", "canary");
     let answer = crate::harness::Answer::of(request.send().await.unwrap()).await;
     let text = answer.text.to_lowercase();
     assert!(text.contains("mcp-method") && text.contains("request_headers"), "the mirrored headers are there: {text}");
@@ -220,13 +265,17 @@ async fn mirrored_argument_headers_are_checked_and_rebuilt() {
     let rig = before(&fixture, |_| {}).await;
     let call = |region: Option<&str>| {
         let params = json!({ "name": "test_x_mcp_header", "arguments": { "region": "us-west1", "priority": 42, "query": "select" } });
-        let request = crate::harness::modern_request(&rig.client, &rig.url(), "tools/call", params).bearer_auth(rig.admin_token()).header("mcp-param-priority", "42");
+        let request = crate::harness::modern_request(&rig.client, &rig.url(), "tools/call", params)
+            .bearer_auth(rig.admin_token())
+            .header("mcp-param-priority", "42");
         match region {
             Some(region) => request.header("mcp-param-region", region),
             None => request,
         }
     };
-    for (region, status) in [(Some("us-west1"), 200), (Some("=?base64?dXMtd2VzdDE=?="), 200), (Some("eu-west1"), 400), (None, 400)] {
+    for (region, status) in
+        [(Some("us-west1"), 200), (Some("=?base64?dXMtd2VzdDE=?="), 200), (Some("eu-west1"), 400), (None, 400)]
+    {
         let answer = crate::harness::Answer::of(call(region).send().await.unwrap()).await;
         assert_eq!(answer.status, status, "{region:?}: {}", answer.text);
         assert_eq!(answer.code(), (status == 400).then_some(-32020), "{region:?}: {}", answer.text);
@@ -260,11 +309,26 @@ async fn the_inspector_lists_and_calls_through_the_gateway() {
             .arg(tool("WARDGATE_INSPECTOR"))
             .args(["--cli", &rig.url(), "--transport", "http", "--protocol-era", era])
             .args(["--header", &format!("Authorization: Bearer {}", rig.viewer())])
-            .args(["--method", "tools/call", "--tool-name", "echo", "--tool-arg", "text=hello", "--format", "json", "-q", "--stored-auth-only"])
+            .args([
+                "--method",
+                "tools/call",
+                "--tool-name",
+                "echo",
+                "--tool-arg",
+                "text=hello",
+                "--format",
+                "json",
+                "-q",
+                "--stored-auth-only",
+            ])
             .env("HOME", home.path());
         let output = command.output().await.expect("the inspector runs");
         let text = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && text.contains("hello"), "{era}: {text}\n{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success() && text.contains("hello"),
+            "{era}: {text}\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     rig.app.shutdown().await;
 }

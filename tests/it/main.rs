@@ -1,9 +1,18 @@
 //! The one integration binary: a real gateway on real sockets, with real upstreams, clients and referees.
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::string_slice, reason = "test code")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    reason = "test code"
+)]
 
 /// Starts a gateway with the demo's issuer and workbench behind it.
 mod harness;
 
+/// Real MCP servers, official SDK clients, the official conformance suite.
+mod live;
 /// What the program does for a person: `demo --tour`, `check`, `front`, `audit verify`, signals and reload.
 mod program;
 /// An upstream that lies, for what real ones cannot be made to show.
@@ -12,5 +21,3 @@ mod scripted;
 mod spine;
 /// Runs `tests/cases/threats/*.yaml`.
 mod threats;
-/// Real MCP servers, official SDK clients, the official conformance suite.
-mod live;

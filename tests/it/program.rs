@@ -37,8 +37,13 @@ struct Running {
 
 impl Running {
     fn start(arguments: &[&str]) -> Running {
-        let mut child =
-            Command::new(PROGRAM).args(arguments).stderr(Stdio::piped()).stdout(Stdio::null()).kill_on_drop(true).spawn().expect("the program starts");
+        let mut child = Command::new(PROGRAM)
+            .args(arguments)
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the program starts");
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         Running { child, lines, log: String::new() }
     }
@@ -87,7 +92,11 @@ async fn the_demo_tour_ends_well() {
 async fn check_says_every_error_with_file_line_and_key() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bad.yaml");
-    std::fs::write(&path, "listeners:\n  - address: nowhere\nmode: harmless\nbackends:\n  a: { http: { url: 'ftp://x' } }\nroutez: []\n").unwrap();
+    std::fs::write(
+        &path,
+        "listeners:\n  - address: nowhere\nmode: harmless\nbackends:\n  a: { http: { url: 'ftp://x' } }\nroutez: []\n",
+    )
+    .unwrap();
     let output = wardgate(&["check", "-c", path.to_str().unwrap()]).await;
     assert_eq!(output.status.code(), Some(1));
     let said = text(&output);
@@ -144,14 +153,19 @@ struct Stand {
 impl Stand {
     async fn new() -> Stand {
         harness::prepare();
-        let stand = Stand { folder: tempfile::tempdir().unwrap(), issuer: Issuer::start(0).await.unwrap(), workbench: Workbench::start(0).await.unwrap() };
+        let stand = Stand {
+            folder: tempfile::tempdir().unwrap(),
+            issuer: Issuer::start(0).await.unwrap(),
+            workbench: Workbench::start(0).await.unwrap(),
+        };
         std::fs::write(stand.folder.path().join("jwks.json"), stand.issuer.jwks().to_string()).unwrap();
         stand.write(&stand.file());
         stand
     }
 
     fn file(&self) -> Value {
-        let mut file = harness::configuration(&self.issuer, &self.workbench.url, &self.folder.path().join("audit.jsonl"));
+        let mut file =
+            harness::configuration(&self.issuer, &self.workbench.url, &self.folder.path().join("audit.jsonl"));
         let jwks = self.folder.path().join("jwks.json");
         file["identity"] = json!([{ "oidc": { "issuer": "https://idp.test", "audience": harness::AUDIENCE, "jwks_file": jwks, "algorithms": ["ES256"] } }]);
         file
@@ -172,7 +186,8 @@ impl Stand {
     }
 
     async fn tools(&self, address: &str) -> Result<usize, reqwest::Error> {
-        let request = harness::modern_request(&harness::client(), &format!("http://{address}/mcp"), "tools/list", json!({}));
+        let request =
+            harness::modern_request(&harness::client(), &format!("http://{address}/mcp"), "tools/list", json!({}));
         let answer = harness::Answer::of(request.bearer_auth(self.token("mcp.read")).send().await?).await;
         Ok(answer.tools().len())
     }
@@ -203,8 +218,9 @@ async fn terminate_lets_a_running_call_finish_and_exits_0() {
     let stand = Stand::new().await;
     let mut running = Running::start(&["run", "-c", stand.path().to_str().unwrap()]);
     let address = running.address().await;
-    let params = json!({ "name": "count_slowly", "arguments": { "to": 5 } });
-    let request = harness::modern_request(&harness::client(), &format!("http://{address}/mcp"), "tools/call", params).bearer_auth(stand.token("mcp.read"));
+    let params = json!({ "name": "count_slowly", "arguments": { "to": 3, "pause_ms": 700 } });
+    let request = harness::modern_request(&harness::client(), &format!("http://{address}/mcp"), "tools/call", params)
+        .bearer_auth(stand.token("mcp.read"));
     let call = tokio::spawn(async move { harness::Answer::of(request.send().await.unwrap()).await });
     // The call must have reached the gateway before the signal does.
     while !std::fs::read_to_string(stand.folder.path().join("audit.jsonl")).is_ok() {
@@ -243,9 +259,18 @@ async fn audit_verify_finds_a_changed_record() {
 async fn front_puts_a_url_behind_the_gateway_from_one_line() {
     harness::prepare();
     let workbench = Workbench::start(0).await.unwrap();
-    let mut running = Running::start(&["front", &workbench.url, "--listen", "127.0.0.1:0", "--trust-annotations", "--mode", "non-destructive"]);
+    let mut running = Running::start(&[
+        "front",
+        &workbench.url,
+        "--listen",
+        "127.0.0.1:0",
+        "--trust-annotations",
+        "--mode",
+        "non-destructive",
+    ]);
     let address = running.address().await;
-    let request = harness::modern_request(&harness::client(), &format!("http://{address}/mcp"), "tools/list", json!({}));
+    let request =
+        harness::modern_request(&harness::client(), &format!("http://{address}/mcp"), "tools/list", json!({}));
     let answer = harness::Answer::of(request.send().await.unwrap()).await;
     assert_eq!(answer.tools().len(), 5, "{}", answer.text);
     running.signal("-TERM");
@@ -256,12 +281,29 @@ async fn front_puts_a_url_behind_the_gateway_from_one_line() {
 async fn front_puts_a_stdio_server_behind_the_gateway_for_official_clients_of_both_eras() {
     let python = live::tool("WARDGATE_PYTHON");
     let server = live::real("stdio_server.py");
-    let mut running = Running::start(&["front", "--listen", "127.0.0.1:0", "--trust-annotations", "--", python, server.to_str().unwrap()]);
+    let mut running = Running::start(&[
+        "front",
+        "--listen",
+        "127.0.0.1:0",
+        "--trust-annotations",
+        "--",
+        python,
+        server.to_str().unwrap(),
+    ]);
     let address = running.address().await;
     for mode in ["legacy", "2026-07-28"] {
-        let seen = live::python(&format!("http://{address}/mcp"), "-", mode, &["--call", "echo", r#"{"text":"over stdio"}"#, "--call", "note_delete", "{}"]).await;
+        let seen = live::python(
+            &format!("http://{address}/mcp"),
+            "-",
+            mode,
+            &["--call", "echo", r#"{"text":"over stdio"}"#, "--call", "note_delete", "{}"],
+        )
+        .await;
         assert_eq!(seen[1]["text"], "over stdio", "{mode}: {seen:?}");
-        assert!(seen[2]["error"]["message"].as_str().is_some_and(|words| words.contains("Unknown tool")), "{mode}: {seen:?}");
+        assert!(
+            seen[2]["error"]["message"].as_str().is_some_and(|words| words.contains("Unknown tool")),
+            "{mode}: {seen:?}"
+        );
     }
     running.signal("-TERM");
     assert_eq!(running.ended().await.0, Some(0));
@@ -280,15 +322,29 @@ async fn an_api_key_made_on_the_command_line_opens_the_gateway() {
     let folder = tempfile::tempdir().unwrap();
     let made = wardgate(&["api-key", "ci", "--scope", "mcp.read"]).await;
     let said = text(&made);
-    let after = |word: &str| said.lines().find_map(|line| line.split_once(word)).map(|(_, rest)| rest.trim().to_owned()).unwrap_or_else(|| panic!("{said}"));
+    let after = |word: &str| {
+        said.lines()
+            .find_map(|line| line.split_once(word))
+            .map(|(_, rest)| rest.trim().to_owned())
+            .unwrap_or_else(|| panic!("{said}"))
+    };
     let (key, line) = (after("key (shown once):"), after("line for the keys file:"));
     let keys = folder.path().join("keys");
     writeln!(std::fs::File::create(&keys).unwrap(), "{line}").unwrap();
     let workbench = Workbench::start(0).await.unwrap();
-    let mut running = Running::start(&["front", &workbench.url, "--listen", "127.0.0.1:0", "--trust-annotations", "--api-key-file", keys.to_str().unwrap()]);
+    let mut running = Running::start(&[
+        "front",
+        &workbench.url,
+        "--listen",
+        "127.0.0.1:0",
+        "--trust-annotations",
+        "--api-key-file",
+        keys.to_str().unwrap(),
+    ]);
     let address = running.address().await;
     for (token, status) in [(key.as_str(), 200), ("wgk_wrong", 401)] {
-        let request = harness::modern_request(&harness::client(), &format!("http://{address}/mcp"), "tools/list", json!({}));
+        let request =
+            harness::modern_request(&harness::client(), &format!("http://{address}/mcp"), "tools/list", json!({}));
         assert_eq!(request.bearer_auth(token).send().await.unwrap().status(), status);
     }
 }
@@ -297,6 +353,7 @@ async fn an_api_key_made_on_the_command_line_opens_the_gateway() {
 async fn the_published_schema_is_the_one_in_the_tree() {
     let output = wardgate(&["schema"]).await;
     let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let file = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/wardgate.schema.json")).unwrap();
+    let file =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/wardgate.schema.json")).unwrap();
     assert_eq!(printed, serde_json::from_str::<Value>(&file).unwrap());
 }

@@ -40,7 +40,10 @@ async fn a_hidden_tool_answers_byte_for_byte_like_one_that_does_not_exist() {
     let names = |answer: &Answer| answer.headers.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
     assert_eq!(names(&hidden), names(&missing));
     let record = rig.record(|record| record["target"] == "delete_note").await;
-    assert_eq!((&record["reason"], &record["denial"], &record["effect"]), (&json!("unknown_tool"), &json!("not_granted"), &json!("destroy")));
+    assert_eq!(
+        (&record["reason"], &record["denial"], &record["effect"]),
+        (&json!("unknown_tool"), &json!("not_granted"), &json!("destroy"))
+    );
     rig.app.shutdown().await;
 }
 
@@ -51,10 +54,15 @@ async fn a_permitted_call_reaches_the_upstream_and_is_recorded_without_its_argum
     let answer = rig.modern(&rig.editor(), "tools/call", params).await;
     assert_eq!(answer.status, 200);
     assert_eq!(answer.body["id"], "q-1");
-    let read = rig.modern(&rig.viewer(), "tools/call", json!({ "name": "read_note", "arguments": { "id": "canary-id" } })).await;
+    let read = rig
+        .modern(&rig.viewer(), "tools/call", json!({ "name": "read_note", "arguments": { "id": "canary-id" } }))
+        .await;
     assert!(read.result_text().contains("canary-text"), "{}", read.text);
     let record = rig.record(|record| record["target"] == "write_note").await;
-    assert_eq!((&record["subject"], &record["decision"], &record["outcome"]), (&json!("editor"), &json!("allowed"), &record["outcome"]));
+    assert_eq!(
+        (&record["subject"], &record["decision"], &record["outcome"]),
+        (&json!("editor"), &json!("allowed"), &record["outcome"])
+    );
     assert!(record["policies"].as_array().unwrap().iter().any(|id| id == "grant-2"), "{record}");
     assert!(record["args_digest"].as_str().unwrap().len() >= 32);
     assert!(!std::fs::read_to_string(&rig.audit).unwrap().contains("canary-text"));
@@ -99,13 +107,26 @@ async fn without_a_token_the_challenge_leads_to_the_metadata() {
     assert_eq!(answer.status, 401);
     let challenge = answer.header("www-authenticate").unwrap();
     assert!(challenge.starts_with("Bearer ") && !challenge.contains("error="), "{challenge}");
-    assert!(challenge.contains(r#"resource_metadata="http://gateway.test/.well-known/oauth-protected-resource/mcp""#), "{challenge}");
-    let document = rig.client.get(format!("{}/.well-known/oauth-protected-resource/mcp", rig.base)).send().await.unwrap();
+    assert!(
+        challenge.contains(r#"resource_metadata="http://gateway.test/.well-known/oauth-protected-resource/mcp""#),
+        "{challenge}"
+    );
+    let document =
+        rig.client.get(format!("{}/.well-known/oauth-protected-resource/mcp", rig.base)).send().await.unwrap();
     assert_eq!(document.status(), 200);
     let document: Value = document.json().await.unwrap();
     assert_eq!(document["resource"], "http://gateway.test/mcp");
+    assert_eq!(document["scopes_supported"], json!(["mcp.read"]), "the least set, never the catalogue");
     assert_eq!(document["authorization_servers"], json!([rig.issuer.url]));
-    assert_eq!(rig.client.get(format!("{}/.well-known/oauth-protected-resource/nope", rig.base)).send().await.unwrap().status(), 404);
+    assert_eq!(
+        rig.client
+            .get(format!("{}/.well-known/oauth-protected-resource/nope", rig.base))
+            .send()
+            .await
+            .unwrap()
+            .status(),
+        404
+    );
     rig.app.shutdown().await;
 }
 
@@ -133,7 +154,8 @@ async fn a_session_belongs_to_its_principal() {
     // A refreshed token of the same subject goes on with the session.
     let refreshed = rig.issuer.token("viewer", "mcp.read mcp.more", crate::harness::AUDIENCE);
     assert_eq!(rig.legacy(&refreshed, Some(&session), "ping", json!({})).await.status, 200);
-    let ended = rig.client.delete(rig.url()).bearer_auth(rig.viewer()).header("mcp-session-id", &session).send().await.unwrap();
+    let ended =
+        rig.client.delete(rig.url()).bearer_auth(rig.viewer()).header("mcp-session-id", &session).send().await.unwrap();
     assert!(ended.status().is_success(), "{}", ended.status());
     assert_eq!(rig.legacy(&rig.viewer(), Some(&session), "ping", json!({})).await.status, 404);
     rig.app.shutdown().await;
@@ -141,7 +163,9 @@ async fn a_session_belongs_to_its_principal() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rate_limit_bites_and_keeps_the_id() {
-    let rig = Rig::with(|file| file["limits"] = json!({ "tools": [{ "tools": "workbench/list_*", "calls": "2 per 1m" }] })).await;
+    let rig =
+        Rig::with(|file| file["limits"] = json!({ "tools": [{ "tools": "workbench/list_*", "calls": "2 per 1m" }] }))
+            .await;
     let call = json!({ "name": "list_notes", "arguments": {} });
     for _ in 0..2 {
         assert_eq!(rig.modern(&rig.viewer(), "tools/call", call.clone()).await.status, 200);
@@ -159,7 +183,7 @@ async fn a_rate_limit_bites_and_keeps_the_id() {
 async fn concurrency_is_bounded_and_given_back() {
     let rig = Rig::with(|file| file["limits"] = json!({ "principal": { "concurrent": 1 } })).await;
     let (url, token) = (rig.url(), rig.viewer());
-    let params = json!({ "name": "count_slowly", "arguments": { "to": 3 }, "_meta": { "progressToken": "p" } });
+    let params = json!({ "name": "count_slowly", "arguments": { "to": 20, "pause_ms": 1000 }, "_meta": { "progressToken": "p" } });
     let mut running = modern_request(&rig.client, &url, "tools/call", params).bearer_auth(&token).send().await.unwrap();
     assert_eq!(running.status(), 200);
     assert!(running.chunk().await.unwrap().is_some(), "the stream flows");
@@ -179,8 +203,9 @@ async fn concurrency_is_bounded_and_given_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn progress_flows_event_by_event_and_a_client_that_leaves_is_recorded() {
     let rig = Rig::start().await;
-    let params = json!({ "name": "count_slowly", "arguments": { "to": 100 }, "_meta": { "progressToken": "p-1" } });
-    let mut running = modern_request(&rig.client, &rig.url(), "tools/call", params).bearer_auth(rig.viewer()).send().await.unwrap();
+    let params = json!({ "name": "count_slowly", "arguments": { "to": 20, "pause_ms": 1000 }, "_meta": { "progressToken": "p-1" } });
+    let mut running =
+        modern_request(&rig.client, &rig.url(), "tools/call", params).bearer_auth(rig.viewer()).send().await.unwrap();
     let mut seen = String::new();
     while !seen.contains("notifications/progress") {
         seen.push_str(&String::from_utf8_lossy(&running.chunk().await.unwrap().expect("more")));
@@ -202,8 +227,23 @@ async fn every_request_leaves_exactly_one_record_also_the_refused_ones() {
     rig.post(&viewer, None, "{").await;
     rig.client.get(format!("{}/nowhere", rig.base)).header("accept", "text/event-stream").send().await.unwrap();
     rig.client.post(rig.url()).bearer_auth(&viewer).body("x").send().await.unwrap();
-    let reasons: Vec<_> = rig.records().iter().filter(|record| record["request_id"].is_string()).map(|record| record["reason"].clone()).collect();
-    assert_eq!(reasons, [json!(null), json!("credential_invalid"), json!("method_not_found"), json!("parse_error"), json!("not_found"), json!("unsupported_media_type")]);
+    let reasons: Vec<_> = rig
+        .records()
+        .iter()
+        .filter(|record| record["request_id"].is_string())
+        .map(|record| record["reason"].clone())
+        .collect();
+    assert_eq!(
+        reasons,
+        [
+            json!(null),
+            json!("credential_invalid"),
+            json!("method_not_found"),
+            json!("parse_error"),
+            json!("not_found"),
+            json!("unsupported_media_type")
+        ]
+    );
     let audit = rig.audit.clone();
     rig.app.flush_audit();
     wardgate::audit::verify(&audit, &wardgate::audit::Expect::default()).unwrap_or_else(|broken| panic!("{broken}"));
@@ -233,7 +273,8 @@ async fn the_admin_listener_answers_and_the_gateway_does_not_answer_for_it() {
         assert_eq!(rig.client.get(format!("{}{path}", rig.admin)).send().await.unwrap().status(), status, "{path}");
     }
     for path in ["/livez", "/metrics", "/status"] {
-        let answer = rig.client.get(format!("{}{path}", rig.base)).header("accept", "text/event-stream").send().await.unwrap();
+        let answer =
+            rig.client.get(format!("{}{path}", rig.base)).header("accept", "text/event-stream").send().await.unwrap();
         assert_eq!(answer.status(), 404, "{path}");
     }
     rig.app.shutdown().await;
@@ -241,7 +282,10 @@ async fn the_admin_listener_answers_and_the_gateway_does_not_answer_for_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn resources_and_prompts_pass_the_same_judgement() {
-    let rig = Rig::with(|file| file["grants"] = json!([{ "scope": "mcp.read", "allow": ["read"], "tools": ["workbench/list_notes"] }])).await;
+    let rig = Rig::with(|file| {
+        file["grants"] = json!([{ "scope": "mcp.read", "allow": ["read"], "tools": ["workbench/list_notes"] }])
+    })
+    .await;
     let viewer = rig.viewer();
     assert_eq!(rig.modern(&viewer, "tools/list", json!({})).await.tools(), ["list_notes"]);
     let resources = rig.modern(&viewer, "resources/list", json!({})).await;
@@ -259,7 +303,12 @@ async fn an_upstream_that_is_gone_gives_a_clear_error_and_a_known_tool_stays_hid
     assert_eq!(rig.modern(&rig.viewer(), "tools/list", json!({})).await.status, 200);
     rig.workbench.stop().await;
     let answer = rig.modern(&rig.viewer(), "tools/call", json!({ "name": "list_notes", "arguments": {} })).await;
-    assert_eq!((answer.status, &answer.body["error"]["data"]["reason"]), (502, &json!("backend_unavailable")), "{}", answer.text);
+    assert_eq!(
+        (answer.status, &answer.body["error"]["data"]["reason"]),
+        (502, &json!("backend_unavailable")),
+        "{}",
+        answer.text
+    );
     let hidden = rig.modern(&rig.viewer(), "tools/call", json!({ "name": "delete_note", "arguments": {} })).await;
     let missing = rig.modern(&rig.viewer(), "tools/call", json!({ "name": "delete_nope", "arguments": {} })).await;
     assert_eq!(hidden.text, missing.text.replace("delete_nope", "delete_note"));
@@ -287,8 +336,8 @@ async fn raising_a_ceiling_is_written_to_the_audit_log() {
     let mut file = crate::harness::configuration(&rig.issuer, &rig.workbench.url, &rig.audit);
     file["mode"] = json!("full");
     rig.app.take(load(&file).unwrap()).await.unwrap();
-    let record = rig.record(|record| record["reason"] == "ceiling_raised").await;
-    assert_eq!((&record["mode"], &record["path"]), (&json!("full"), &json!("gateway")));
+    let record = rig.record(|record| record["kind"] == "ceiling_raised").await;
+    assert_eq!((&record["mode"], &record["place"]), (&json!("full"), &json!("gateway")));
     rig.app.shutdown().await;
 }
 
@@ -325,7 +374,10 @@ async fn a_stream_ends_when_its_token_does() {
         Some("tools/list") => scripted::result(message, scripted::two_tools()),
         _ => {
             let silence = futures_util::stream::pending::<Result<axum::body::Bytes, std::io::Error>>();
-            axum::response::Response::builder().header("content-type", "text/event-stream").body(axum::body::Body::from_stream(silence)).unwrap()
+            axum::response::Response::builder()
+                .header("content-type", "text/event-stream")
+                .body(axum::body::Body::from_stream(silence))
+                .unwrap()
         }
     })
     .await;
@@ -333,7 +385,8 @@ async fn a_stream_ends_when_its_token_does() {
     let mut claims = rig.issuer.claims("viewer", "mcp.read", crate::harness::AUDIENCE);
     claims["exp"] = json!(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() + 2);
     let params = json!({ "notifications": { "toolsListChanged": true } });
-    let request = modern_request(&rig.client, &rig.url(), "subscriptions/listen", params).bearer_auth(rig.issuer.token_with(claims));
+    let request = modern_request(&rig.client, &rig.url(), "subscriptions/listen", params)
+        .bearer_auth(rig.issuer.token_with(claims));
     let response = request.send().await.unwrap();
     assert_eq!(response.status(), 200);
     let body = tokio::time::timeout(Duration::from_secs(10), response.text()).await.expect("the stream ends by itself");
@@ -391,7 +444,8 @@ async fn a_resumed_stream_is_filtered_again() {
     let rig = before(&upstream, "legacy").await;
     let session = rig.session(&rig.viewer()).await.unwrap();
     let request = rig.client.get(rig.url()).bearer_auth(rig.viewer()).header("accept", "text/event-stream");
-    let answer = Answer::of(request.header("mcp-session-id", &session).header("last-event-id", "8").send().await.unwrap()).await;
+    let answer =
+        Answer::of(request.header("mcp-session-id", &session).header("last-event-id", "8").send().await.unwrap()).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
     assert_eq!(answer.tools(), [LOOK]);
     assert!(!answer.text.contains("canary"), "{}", answer.text);
@@ -413,9 +467,15 @@ async fn an_answer_to_another_request_does_not_pass() {
     .await;
     let rig = before(&upstream, "modern").await;
     let whole = rig.modern(&rig.viewer(), "tools/call", look()).await;
-    assert_eq!((whole.status, &whole.body["error"]["data"]["reason"]), (502, &json!("backend_protocol")), "{}", whole.text);
+    assert_eq!(
+        (whole.status, &whole.body["error"]["data"]["reason"]),
+        (502, &json!("backend_protocol")),
+        "{}",
+        whole.text
+    );
     assert_eq!(whole.body["id"], "q-1");
-    let streamed = rig.modern(&rig.viewer(), "tools/call", json!({ "name": LOOK, "arguments": { "how": "events" } })).await;
+    let streamed =
+        rig.modern(&rig.viewer(), "tools/call", json!({ "name": LOOK, "arguments": { "how": "events" } })).await;
     assert_eq!(streamed.body["result"], json!({ "content": [] }), "{}", streamed.text);
     assert!(!whole.text.contains("canary") && !streamed.text.contains("canary"));
     rig.app.shutdown().await;
@@ -448,7 +508,12 @@ async fn an_upstream_that_refuses_our_credential_does_not_send_clients_to_its_lo
     .await;
     let rig = before(&upstream, "modern").await;
     let answer = rig.modern(&rig.viewer(), "tools/call", look()).await;
-    assert_eq!((answer.status, &answer.body["error"]["data"]["reason"]), (502, &json!("credential_refused")), "{}", answer.text);
+    assert_eq!(
+        (answer.status, &answer.body["error"]["data"]["reason"]),
+        (502, &json!("credential_refused")),
+        "{}",
+        answer.text
+    );
     assert!(!format!("{:?}{}", answer.headers, answer.text).contains("canary"));
     rig.app.shutdown().await;
 }

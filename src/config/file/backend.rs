@@ -90,7 +90,7 @@ pub(in crate::config) struct Health {
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct Stdio {
     /// The program and its arguments, not passed to a shell: `[uvx, mcp-server-git]`.
-    #[schemars(required)]
+    #[schemars(with = "Vec<String>")]
     pub command: Option<Vec<String>>,
     /// Environment variables: secrets as `file:/path` or `env:NAME`, other values as `plain:TEXT`.
     pub env: Option<BTreeMap<String, Variable>>,
@@ -118,10 +118,10 @@ pub(in crate::config) enum Era {
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct EffectRule {
     /// Glob over the names of this backend's tools: `get_*`, `{list,read}_*`.
-    #[schemars(required)]
+    #[schemars(with = "String")]
     pub tools: Option<String>,
     /// What they do. Explicit hints of the server may still raise it.
-    #[schemars(required)]
+    #[schemars(with = "Effect")]
     pub effect: Option<Effect>,
 }
 
@@ -132,7 +132,7 @@ pub(in crate::config) struct Credential {
     /// The header's name. Default: `Authorization`.
     pub header: Option<String>,
     /// The secret: `file:/path` or `env:NAME`. One newline at the end of a file is dropped.
-    #[schemars(required)]
+    #[schemars(with = "Reference")]
     pub value: Option<Reference>,
     /// Put before the value, with a blank; `none` for the value as it is. Default: `Bearer` for `Authorization`, `none` for
     /// other headers.

@@ -35,7 +35,7 @@ pub(in crate::config) struct Anonymous {
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct ApiKeys {
     /// The file of hashed keys, one per line, as `wardgate api-key` prints them.
-    #[schemars(required)]
+    #[schemars(with = "String")]
     pub file: Option<String>,
 }
 
@@ -62,10 +62,10 @@ pub(in crate::config) struct CertificateRule {
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct Oidc {
     /// The exact `iss` of its tokens: `https://idp.example.com`.
-    #[schemars(required)]
+    #[schemars(with = "String")]
     pub issuer: Option<String>,
     /// One or more audiences; one of them must be in `aud`. Usually the `public_url`.
-    #[schemars(required)]
+    #[schemars(with = "Strings")]
     pub audience: Option<Strings>,
     /// Where its keys are published. Default: found by OIDC discovery at the issuer.
     pub jwks_url: Option<String>,

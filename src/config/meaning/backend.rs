@@ -78,7 +78,11 @@ const OWN_HEADERS: [&str; 24] = [
     "x-forwarded-for",
 ];
 
-pub(super) fn backends(book: &mut Book<'_>, root: &Key, backends: Option<BTreeMap<String, file::Backend>>) -> Vec<Config> {
+pub(super) fn backends(
+    book: &mut Book<'_>,
+    root: &Key,
+    backends: Option<BTreeMap<String, file::Backend>>,
+) -> Vec<Config> {
     let key = root.at("backends");
     let backends = backends.unwrap_or_default();
     if backends.is_empty() {
@@ -101,7 +105,10 @@ fn backend(book: &mut Book<'_>, key: &Key, name: String, written: file::Backend)
         None => credentials::Config::None,
     };
     let transport = match (written.http, written.stdio) {
-        (Some(written), None) => http(book, &key.at("http"), written, matches!(credential, credentials::Config::Static { .. })).map(Transport::Http),
+        (Some(written), None) => {
+            http(book, &key.at("http"), written, matches!(credential, credentials::Config::Static { .. }))
+                .map(Transport::Http)
+        }
         (None, Some(written)) => stdio(book, &key.at("stdio"), written).map(Transport::Stdio),
         (Some(_), Some(_)) => {
             book.error(key, "`http` and `stdio` exclude each other");
@@ -181,7 +188,12 @@ fn http(book: &mut Book<'_>, key: &Key, written: file::Http, with_credential: bo
         }
         endpoints.push(endpoint);
     }
-    let files = [("ca", &written.ca), ("client_certificate", &written.client_certificate), ("client_key", &written.client_key), ("sni", &written.sni)];
+    let files = [
+        ("ca", &written.ca),
+        ("client_certificate", &written.client_certificate),
+        ("client_key", &written.client_key),
+        ("sni", &written.sni),
+    ];
     if !endpoints.is_empty() && endpoints.iter().all(|endpoint| !endpoint.tls) {
         for (name, _) in files.iter().filter(|(_, value)| value.is_some()) {
             book.error(&key.at(name), "is for `https://` URLs only");
@@ -193,12 +205,25 @@ fn http(book: &mut Book<'_>, key: &Key, written: file::Http, with_credential: bo
         Health {
             interval: book.span(&key, "interval", written.interval, HEALTH.interval),
             timeout: book.span(&key, "timeout", written.timeout, HEALTH.timeout),
-            unhealthy_after: book.count(&key, "unhealthy_after", written.unhealthy_after, HEALTH.unhealthy_after, HEALTH_COUNT_MAX),
-            healthy_after: book.count(&key, "healthy_after", written.healthy_after, HEALTH.healthy_after, HEALTH_COUNT_MAX),
+            unhealthy_after: book.count(
+                &key,
+                "unhealthy_after",
+                written.unhealthy_after,
+                HEALTH.unhealthy_after,
+                HEALTH_COUNT_MAX,
+            ),
+            healthy_after: book.count(
+                &key,
+                "healthy_after",
+                written.healthy_after,
+                HEALTH.healthy_after,
+                HEALTH_COUNT_MAX,
+            ),
         }
     });
     let forward = written.forward_headers.unwrap_or_default().into_iter().enumerate();
-    let forward_headers = forward.filter_map(|(index, name)| forwarded(book, &key.at("forward_headers").index(index), &name)).collect();
+    let forward_headers =
+        forward.filter_map(|(index, name)| forwarded(book, &key.at("forward_headers").index(index), &name)).collect();
     let connections_max = book.count(key, "connections_max", written.connections_max, CONNECTIONS, CONNECTIONS_MAX);
     Some(Http {
         endpoints,
@@ -210,10 +235,21 @@ fn http(book: &mut Book<'_>, key: &Key, written: file::Http, with_credential: bo
     })
 }
 
-fn client_tls(book: &mut Book<'_>, key: &Key, ca: Option<String>, certificate: Option<String>, private: Option<String>, sni: Option<String>) -> ClientTls {
+fn client_tls(
+    book: &mut Book<'_>,
+    key: &Key,
+    ca: Option<String>,
+    certificate: Option<String>,
+    private: Option<String>,
+    sni: Option<String>,
+) -> ClientTls {
     let ca = ca.map(|path| book.readable(&key.at("ca"), &path));
     if certificate.is_some() != private.is_some() {
-        let (here, there) = if certificate.is_some() { ("client_certificate", "client_key") } else { ("client_key", "client_certificate") };
+        let (here, there) = if certificate.is_some() {
+            ("client_certificate", "client_key")
+        } else {
+            ("client_key", "client_certificate")
+        };
         book.missing(&key.at(there), format!("is missing beside `{here}`"));
     }
     let client = certificate.zip(private).map(|(certificate, private)| {
@@ -231,7 +267,12 @@ fn endpoint(book: &mut Book<'_>, key: &Key, text: &str, with_credential: bool) -
             return None;
         };
         let place: PathBuf = book.place(key, socket);
-        return Some(Endpoint { tls: false, authority: "localhost".to_owned(), place: Place::Unix(place), path: format!("/{path}") });
+        return Some(Endpoint {
+            tls: false,
+            authority: "localhost".to_owned(),
+            place: Place::Unix(place),
+            path: format!("/{path}"),
+        });
     }
     let url = match Url::parse(text) {
         Ok(url) if matches!(url.scheme(), "http" | "https") => url,
@@ -268,7 +309,12 @@ fn forwarded(book: &mut Book<'_>, key: &Key, name: &str) -> Option<String> {
     match lower {
         None => book.error(key, format!("`{}` is not a header's name", short(name))),
         Some(lower) if OWN_HEADERS.contains(&lower) || lower.starts_with("mcp-") => {
-            book.error(key, format!("`{lower}` is never passed on: the gateway writes it itself, or it carries the caller's credential"));
+            book.error(
+                key,
+                format!(
+                    "`{lower}` is never passed on: the gateway writes it itself, or it carries the caller's credential"
+                ),
+            );
         }
         Some(_) => return lower.map(str::to_owned),
     }
@@ -280,7 +326,10 @@ fn credential(book: &mut Book<'_>, key: &Key, written: file::Credential) -> cred
     let header = match name.parse::<HeaderName>() {
         Ok(header) if header == http::header::AUTHORIZATION || header.as_str() == "x-api-key" => Some(header),
         Ok(header) if OWN_HEADERS.contains(&header.as_str()) || header.as_str().starts_with("mcp-") => {
-            book.error(&key.at("header"), format!("`{header}` cannot carry a credential: the gateway writes it itself"));
+            book.error(
+                &key.at("header"),
+                format!("`{header}` cannot carry a credential: the gateway writes it itself"),
+            );
             None
         }
         Ok(header) => Some(header),
@@ -291,7 +340,9 @@ fn credential(book: &mut Book<'_>, key: &Key, written: file::Credential) -> cred
     };
     let scheme = match written.scheme {
         Some(scheme) if scheme == "none" => None,
-        Some(scheme) if scheme.is_empty() || !scheme.chars().all(|c| c.is_ascii_alphanumeric() || "-._~+".contains(c)) => {
+        Some(scheme)
+            if scheme.is_empty() || !scheme.chars().all(|c| c.is_ascii_alphanumeric() || "-._~+".contains(c)) =>
+        {
             book.error(&key.at("scheme"), "is one word such as `Bearer`, or `none`");
             None
         }
@@ -307,7 +358,10 @@ fn credential(book: &mut Book<'_>, key: &Key, written: file::Credential) -> cred
         None => secret,
     };
     if HeaderValue::from_str(value.expose()).is_err() {
-        book.error(&key.at("value"), "the secret cannot be sent in a header: it has line breaks or characters that are not ASCII");
+        book.error(
+            &key.at("value"),
+            "the secret cannot be sent in a header: it has line breaks or characters that are not ASCII",
+        );
     }
     header.map_or(credentials::Config::None, |header| credentials::Config::Static { header, value })
 }

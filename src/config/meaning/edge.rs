@@ -49,14 +49,19 @@ pub(super) fn listeners(book: &mut Book<'_>, root: &Key, listeners: Option<Vec<f
     for (index, listener) in listeners.into_iter().enumerate() {
         let key = key.index(index);
         let tls = listener.tls.and_then(|written| tls(book, &key.at("tls"), written));
-        let Some(text) = book.require(&key, "address", listener.address, "address: \"127.0.0.1:8080\"") else { continue };
+        let Some(text) = book.require(&key, "address", listener.address, "address: \"127.0.0.1:8080\"") else {
+            continue;
+        };
         let Some(address) = address(book, &key, &text, listener.socket_mode) else { continue };
         let free = matches!(address, Address::Tcp(address) if address.port() == 0);
         if !free && meant.iter().any(|known| known.address == address) {
             book.error(&key.at("address"), format!("`{}` is listened on already", short(&text)));
         }
         if tls.is_none() && !is_local(&address) && !book.touched(&key.at("tls")) {
-            book.warn(&key.at("address"), "other machines reach this address without TLS: tokens and answers cross the network in the clear");
+            book.warn(
+                &key.at("address"),
+                "other machines reach this address without TLS: tokens and answers cross the network in the clear",
+            );
         }
         meant.push(Listener { address, tls });
     }
@@ -67,7 +72,10 @@ pub(super) fn admin(book: &mut Book<'_>, key: &Key, admin: file::Admin) -> Optio
     let text = book.require(key, "address", admin.address, "address: \"127.0.0.1:9090\"")?;
     let address = address(book, key, &text, admin.socket_mode)?;
     if !is_local(&address) {
-        book.warn(&key.at("address"), "other machines reach the admin listener, and it knows no authentication: keep it off the public network");
+        book.warn(
+            &key.at("address"),
+            "other machines reach the admin listener, and it knows no authentication: keep it off the public network",
+        );
     }
     Some(address)
 }
@@ -93,8 +101,13 @@ fn address(book: &mut Book<'_>, parent: &Key, text: &str, socket_mode: Option<St
         return Some(Address::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)));
     }
     let message = match port(":").or_else(|| port("*:")).or_else(|| text.parse().ok()) {
-        Some(port) => format!("write which address: `127.0.0.1:{port}` for this machine only, `0.0.0.0:{port}` for all"),
-        None => format!("`{}` is not `IP:PORT` (such as `127.0.0.1:8080` or `[::]:8443`) or `unix:/path/to.sock`", short(text)),
+        Some(port) => {
+            format!("write which address: `127.0.0.1:{port}` for this machine only, `0.0.0.0:{port}` for all")
+        }
+        None => format!(
+            "`{}` is not `IP:PORT` (such as `127.0.0.1:8080` or `[::]:8443`) or `unix:/path/to.sock`",
+            short(text)
+        ),
     };
     book.error(&key, message);
     None
@@ -134,22 +147,42 @@ fn tls(book: &mut Book<'_>, key: &Key, tls: file::Tls) -> Option<Tls> {
 pub(super) fn admission(book: &mut Book<'_>, key: &Key, written: file::Admission) -> Admission {
     let default = Admission::default();
     let list = |items: Option<Vec<String>>| items.unwrap_or_default().into_iter().enumerate();
-    let hosts = list(written.hosts).map(|(index, name)| host(book, &key.at("hosts").index(index), &name)).collect::<BTreeSet<_>>();
-    let origins: BTreeSet<String> =
-        list(written.origins).filter_map(|(index, text)| origin(book, &key.at("origins").index(index), &text)).collect();
+    let hosts = list(written.hosts)
+        .map(|(index, name)| host(book, &key.at("hosts").index(index), &name))
+        .collect::<BTreeSet<_>>();
+    let origins: BTreeSet<String> = list(written.origins)
+        .filter_map(|(index, text)| origin(book, &key.at("origins").index(index), &text))
+        .collect();
     let connections = u32::try_from(default.connections_max).unwrap_or(CONNECTIONS_MAX);
     let connections_max = book.count(key, "connections_max", written.connections_max, connections, CONNECTIONS_MAX);
     Admission {
         hosts: hosts.into_iter().collect(),
         origins: origins.into_iter().collect(),
-        header_bytes_max: book.size(key, "header_bytes_max", written.header_bytes_max, default.header_bytes_max, 1024..=HEADER_BYTES_MAX),
-        body_bytes_max: book.size(key, "body_bytes_max", written.body_bytes_max, default.body_bytes_max, 1024..=BODY_BYTES_MAX),
+        header_bytes_max: book.size(
+            key,
+            "header_bytes_max",
+            written.header_bytes_max,
+            default.header_bytes_max,
+            1024..=HEADER_BYTES_MAX,
+        ),
+        body_bytes_max: book.size(
+            key,
+            "body_bytes_max",
+            written.body_bytes_max,
+            default.body_bytes_max,
+            1024..=BODY_BYTES_MAX,
+        ),
         head_timeout: book.span(key, "head_timeout", written.head_timeout, default.head_timeout),
         body_timeout: book.span(key, "body_timeout", written.body_timeout, default.body_timeout),
         idle_timeout: book.span(key, "idle_timeout", written.idle_timeout, default.idle_timeout),
         request_timeout: book.span(key, "request_timeout", written.request_timeout, default.request_timeout),
         connections_max: usize::try_from(connections_max).unwrap_or(default.connections_max),
-        keepalive_interval: book.span(key, "keepalive_interval", written.keepalive_interval, default.keepalive_interval),
+        keepalive_interval: book.span(
+            key,
+            "keepalive_interval",
+            written.keepalive_interval,
+            default.keepalive_interval,
+        ),
         write_timeout: book.span(key, "write_timeout", written.write_timeout, default.write_timeout),
     }
 }
@@ -160,7 +193,9 @@ pub(super) fn host(book: &mut Book<'_>, key: &Key, text: &str) -> String {
     // An IPv6 address has its brackets in `Host`.
     let bracketed = if lower.parse::<std::net::Ipv6Addr>().is_ok() { format!("[{lower}]") } else { lower };
     let parsed = Url::parse(&format!("http://{bracketed}/")).ok();
-    let same = parsed.as_ref().is_some_and(|url| url.host_str() == Some(bracketed.as_str()) && url.port().is_none() && url.path() == "/");
+    let same = parsed
+        .as_ref()
+        .is_some_and(|url| url.host_str() == Some(bracketed.as_str()) && url.port().is_none() && url.path() == "/");
     if !same || bracketed.contains('*') {
         book.error(key, format!("`{}` is not a host name without port, such as `mcp.example.com`", short(text)));
     }
@@ -169,7 +204,9 @@ pub(super) fn host(book: &mut Book<'_>, key: &Key, text: &str) -> String {
 
 fn origin(book: &mut Book<'_>, key: &Key, text: &str) -> Option<String> {
     let origin = Url::parse(text).ok().map(|url| url.origin().ascii_serialization());
-    let same = origin.as_ref().is_some_and(|origin| origin != "null" && text.trim_end_matches('/').eq_ignore_ascii_case(origin));
+    let same = origin
+        .as_ref()
+        .is_some_and(|origin| origin != "null" && text.trim_end_matches('/').eq_ignore_ascii_case(origin));
     if !same || text.contains('*') {
         book.error(key, format!("`{}` is not an origin such as `https://app.example.com`", short(text)));
         return None;

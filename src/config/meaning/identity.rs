@@ -30,8 +30,13 @@ const LEEWAY: Duration = Duration::from_secs(30);
 const LEEWAY_MAX: Duration = Duration::from_secs(60);
 
 /// What providers sign with. No shared keys among them.
-const ALGORITHMS: [file::Algorithm; 5] =
-    [file::Algorithm::RS256, file::Algorithm::PS256, file::Algorithm::ES256, file::Algorithm::ES384, file::Algorithm::EdDsa];
+const ALGORITHMS: [file::Algorithm; 5] = [
+    file::Algorithm::RS256,
+    file::Algorithm::PS256,
+    file::Algorithm::ES256,
+    file::Algorithm::ES384,
+    file::Algorithm::EdDsa,
+];
 
 /// Entra's claim first, then what others use.
 const TENANT_CLAIMS: [&str; 3] = ["tid", "tenant_id", "tenant"];
@@ -41,7 +46,13 @@ const NOBODY: &str = "nobody could call: add a way to prove who is calling, for 
                       `- oidc: { issuer: https://idp.example.com, audience: https://mcp.example.com }` or \
                       `- api_keys: { file: /etc/wardgate/api-keys }`; for callers of this machine alone, `- anonymous: {}`";
 
-pub(super) fn identity(book: &mut Book<'_>, root: &Key, ways: Option<Vec<Identity>>, listeners: &[Listener], public: bool) -> Config {
+pub(super) fn identity(
+    book: &mut Book<'_>,
+    root: &Key,
+    ways: Option<Vec<Identity>>,
+    listeners: &[Listener],
+    public: bool,
+) -> Config {
     let key = root.at("identity");
     let ways = ways.unwrap_or_default();
     if ways.is_empty() {
@@ -62,7 +73,9 @@ pub(super) fn identity(book: &mut Book<'_>, root: &Key, ways: Option<Vec<Identit
             }
             Identity::ApiKeys(written) => {
                 let key = key.at("api_keys");
-                let Some(file) = book.require(&key, "file", written.file, "file: /etc/wardgate/api-keys") else { continue };
+                let Some(file) = book.require(&key, "file", written.file, "file: /etc/wardgate/api-keys") else {
+                    continue;
+                };
                 let file = book.readable(&key.at("file"), &file);
                 once(book, &key, meant.api_keys.replace(file).is_some());
             }
@@ -71,12 +84,19 @@ pub(super) fn identity(book: &mut Book<'_>, root: &Key, ways: Option<Vec<Identit
                 if rules.is_empty() {
                     book.missing(&key.index(0), "there is no rule; for example `- { spiffe: \"spiffe://prod.example.com/agents/*\", scopes: [mcp.read] }`");
                 }
-                if !listeners.iter().any(|listener| listener.tls.as_ref().is_some_and(|tls| tls.client_auth != ClientAuth::None))
+                if !listeners
+                    .iter()
+                    .any(|listener| listener.tls.as_ref().is_some_and(|tls| tls.client_auth != ClientAuth::None))
                     && !book.touched(&root.at("listeners"))
                 {
                     book.error(&key, "no listener asks for client certificates: give one `tls: { client_ca: …, client_auth: optional }`");
                 }
-                meant.certificates.extend(rules.into_iter().enumerate().filter_map(|(index, rule)| certificate(book, &key.index(index), rule)));
+                meant.certificates.extend(
+                    rules
+                        .into_iter()
+                        .enumerate()
+                        .filter_map(|(index, rule)| certificate(book, &key.index(index), rule)),
+                );
             }
             Identity::Oidc(written) => {
                 let key = key.at("oidc");
@@ -85,7 +105,13 @@ pub(super) fn identity(book: &mut Book<'_>, root: &Key, ways: Option<Vec<Identit
                 }
                 if let Some(issuer) = issuer(book, &key, written) {
                     if meant.issuers.iter().any(|known| known.issuer == issuer.issuer) {
-                        book.error(&key.at("issuer"), format!("`{}` is configured twice: give one entry several audiences", short(&issuer.issuer)));
+                        book.error(
+                            &key.at("issuer"),
+                            format!(
+                                "`{}` is configured twice: give one entry several audiences",
+                                short(&issuer.issuer)
+                            ),
+                        );
                     }
                     meant.issuers.push(issuer);
                 }
@@ -132,7 +158,10 @@ fn certificate(book: &mut Book<'_>, key: &Key, rule: file::CertificateRule) -> O
     } else if let Some(text) = rule.fingerprint {
         let hex: String = text.chars().filter(|c| *c != ':').map(|c| c.to_ascii_lowercase()).collect();
         if hex.len() != 64 || !hex.chars().all(|c| c.is_ascii_hexdigit()) {
-            book.error(&key.at("fingerprint"), "is not a SHA-256 fingerprint: 64 hex digits, for example from `openssl x509 -fingerprint -sha256`");
+            book.error(
+                &key.at("fingerprint"),
+                "is not a SHA-256 fingerprint: 64 hex digits, for example from `openssl x509 -fingerprint -sha256`",
+            );
         }
         CertificateMatch::Fingerprint(hex)
     } else {
@@ -146,7 +175,8 @@ fn certificate(book: &mut Book<'_>, key: &Key, rule: file::CertificateRule) -> O
 }
 
 fn issuer(book: &mut Book<'_>, key: &Key, written: file::Oidc) -> Option<Issuer> {
-    let audiences = book.require(key, "audience", written.audience, "audience: https://mcp.example.com").map(|audience| audience.0);
+    let audiences =
+        book.require(key, "audience", written.audience, "audience: https://mcp.example.com").map(|audience| audience.0);
     if audiences.as_ref().is_some_and(|all| all.is_empty() || all.iter().any(String::is_empty)) {
         book.error(&key.at("audience"), "is empty: without an audience, tokens for others would be accepted");
     }
@@ -161,7 +191,10 @@ fn issuer(book: &mut Book<'_>, key: &Key, written: file::Oidc) -> Option<Issuer>
     }
     for (index, algorithm) in algorithms.iter().enumerate() {
         if is_shared(*algorithm) && !matches!(keys, Keys::File(_)) {
-            book.error(&key.at("algorithms").index(index), "signs with a shared key, and a key that is published is no secret: it needs `jwks_file`");
+            book.error(
+                &key.at("algorithms").index(index),
+                "signs with a shared key, and a key that is published is no secret: it needs `jwks_file`",
+            );
         }
     }
     let tenant_claims = written.tenant_claim.unwrap_or_else(|| Strings(TENANT_CLAIMS.map(str::to_owned).to_vec())).0;
@@ -213,7 +246,10 @@ fn check_url(book: &mut Book<'_>, key: &Key, text: &str, what: &str) {
         clean && (url.scheme() == "https" || (url.scheme() == "http" && is_loopback(url)))
     });
     if !good {
-        book.error(key, format!("must be an `https://` URL without user and password, {what} (`http://` only on this machine)"));
+        book.error(
+            key,
+            format!("must be an `https://` URL without user and password, {what} (`http://` only on this machine)"),
+        );
     }
 }
 

@@ -15,7 +15,13 @@ use crate::policy::Grant;
 const CEDAR_BYTES_MAX: u64 = 1024 * 1024;
 const CEDAR_FILES_MAX: usize = 1000;
 
-pub(super) fn policy(book: &mut Book<'_>, root: &Key, mode: Option<Mode>, grants: Option<Vec<file::Grant>>, policies: Option<Strings>) -> Config {
+pub(super) fn policy(
+    book: &mut Book<'_>,
+    root: &Key,
+    mode: Option<Mode>,
+    grants: Option<Vec<file::Grant>>,
+    policies: Option<Strings>,
+) -> Config {
     let nothing = grants.as_ref().is_none_or(Vec::is_empty) && policies.is_none();
     if nothing && !book.touched(&root.at("grants")) && !book.touched(&root.at("policies")) {
         book.warn(root, "there are no `grants` and no `policies`: nobody may do anything; for example `grants: [{ scope: mcp.read, allow: [read] }]`");
@@ -27,7 +33,8 @@ pub(super) fn policy(book: &mut Book<'_>, root: &Key, mode: Option<Mode>, grants
 }
 
 fn grant(book: &mut Book<'_>, key: &Key, written: file::Grant) -> Option<Grant> {
-    let whom = [("scope", &written.scope), ("role", &written.role), ("group", &written.group), ("subject", &written.subject)];
+    let whom =
+        [("scope", &written.scope), ("role", &written.role), ("group", &written.group), ("subject", &written.subject)];
     let given: Vec<&str> = whom.iter().filter(|(_, value)| value.is_some()).map(|(name, _)| *name).collect();
     if given.len() > 1 {
         book.error(key, format!("is for one of `{}`: write one grant each", given.join("` and `")));
@@ -52,16 +59,37 @@ fn grant(book: &mut Book<'_>, key: &Key, written: file::Grant) -> Option<Grant> 
     }
     for (index, text) in tools.iter().enumerate() {
         let key = if tools.len() == 1 { key.at("tools") } else { key.at("tools").index(index) };
-        check_tools(book, &key, text);
-        book.glob(&key, text);
+        if let Some(wild) = text.chars().find(|c| "?[]{}\\".contains(*c)) {
+            book.error(&key, format!("`{wild}` has no meaning in a grant's pattern, only `*` has: list the tools, or say more with a Cedar policy"));
+        } else if text.is_empty() {
+            book.error(&key, "is empty; `*` means all tools");
+        } else {
+            check_tools(book, &key, text);
+        }
     }
-    Some(Grant { scope: written.scope, role: written.role, group: written.group, subject: written.subject, allow, tools })
+    Some(Grant {
+        scope: written.scope,
+        role: written.role,
+        group: written.group,
+        subject: written.subject,
+        allow,
+        tools,
+    })
 }
 
-/// A glob without a slash and without a star could not match `backend/tool`.
+/// Could the glob match `backend/tool` of a backend that is there?
 pub(super) fn check_tools(book: &mut Book<'_>, key: &Key, text: &str) {
-    if !text.is_empty() && !text.contains(['/', '*']) {
-        book.error(key, format!("`{}` is not a `backend/tool` glob, such as `files/read_*` or `files/*`", short(text)));
+    match text.split_once('/') {
+        Some((backend, tool)) if !backend.is_empty() && !tool.is_empty() => {
+            let exact = !backend.contains(['*', '?', '[', '{']);
+            let place = Key::default().at("backends").at(backend);
+            if exact && !book.has(&place) && !book.touched(&place) {
+                book.warn(key, format!("there is no backend `{}`", short(backend)));
+            }
+        }
+        None if matches!(text, "" | "*") => {}
+        _ => book
+            .error(key, format!("`{}` is not a `backend/tool` glob, such as `files/read_*` or `files/*`", short(text))),
     }
 }
 

@@ -193,7 +193,8 @@ pub(super) async fn too_many_calls(scene: &Scene) -> Outcome {
 pub(super) async fn audit(scene: &Scene) -> Outcome {
     let forged = scene.audit_log.with_extension("forged.jsonl");
     let verify = || -> Outcome {
-        let whole = audit::verify(&scene.audit_log, &audit::Expect::default()).map_err(|broken| Surprise::new("a whole log", broken))?;
+        let whole = audit::verify(&scene.audit_log, &audit::Expect::default())
+            .map_err(|broken| Surprise::new("a whole log", broken))?;
         let came_not = |error: std::io::Error| Surprise::new("a copy of the log", error);
         let text = std::fs::read_to_string(&scene.audit_log).map_err(came_not)?;
         let changed = text.replacen("\"editor\"", "\"viewer\"", 1);
