@@ -1,4 +1,5 @@
 //! What does a decision cost: remembered, fresh, dependent on arguments; and a list of a thousand tools?
+#![expect(clippy::expect_used, reason = "a measuring program may stop where it stands")]
 
 use std::hint::black_box;
 use std::sync::Arc;

@@ -6,6 +6,7 @@
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::indexing_slicing,
     clippy::panic,
     reason = "a measuring program may stop where it stands"
 )]
@@ -76,7 +77,7 @@ fn answer(id: &str, result: &str) -> String {
 fn nginx(folder: &Path, upstream: u16, proxy: u16) -> (Running, Running) {
     let tool = |number: usize| {
         let words = "Looks one thing up and says what it found. ".repeat(8);
-        json!({ "name": format!("tool_{number}"), "description": words, "inputSchema": { "type": "object", "properties": { "query": { "type": "string", "description": "What to look for" } } }, "annotations": { "readOnlyHint": number % 10 != 0 } })
+        json!({ "name": format!("tool_{number}"), "description": words, "inputSchema": { "type": "object", "properties": { "query": { "type": "string", "description": "What to look for" } } }, "annotations": { "readOnlyHint": !number.is_multiple_of(10) } })
     };
     let tools: Vec<_> = (0..TOOLS).map(tool).collect();
     let list = json!({ "resultType": "complete", "tools": tools, "ttlMs": 0, "cacheScope": "public" }).to_string();

@@ -41,7 +41,7 @@ fn list(tools: usize) -> Bytes {
         let words = "Looks one thing up and says what it found. ".repeat(6);
         format!(
             r#"{{"name":"tool_{number}","description":"{words}","inputSchema":{{"type":"object","properties":{{"query":{{"type":"string","description":"What to look for"}},"limit":{{"type":"integer","minimum":1,"maximum":100}}}},"required":["query"]}},"annotations":{{"readOnlyHint":{},"destructiveHint":false}}}}"#,
-            number % 10 != 0
+            !number.is_multiple_of(10)
         )
     };
     let tools: Vec<_> = (0..tools).map(tool).collect();

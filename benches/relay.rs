@@ -75,14 +75,14 @@ impl Instantly {
         let text = |length: usize| {
             json!({ "jsonrpc": "2.0", "id": 1, "result": { "content": [{ "type": "text", "text": "z".repeat(length) }] } }).to_string()
         };
-        let effect = |number: usize| if number % 10 == 0 { Effect::Write } else { Effect::Read };
+        let effect = |number: usize| if number.is_multiple_of(10) { Effect::Write } else { Effect::Read };
         let decl =
             |number: usize| Arc::new(Decl::plain(Kind::Tool, name.clone(), &format!("tool_{number}"), effect(number)));
         let tools = (0..TOOLS).map(|number| (format!("tool_{number}").into(), decl(number))).collect();
         let big = text(list.len());
         Instantly {
             name: name.clone(),
-            catalog: Arc::new(Catalog { tools, ..Catalog::default() }),
+            catalog: Arc::new(Catalog { tools }),
             list: list.into(),
             small: text(500).into(),
             big: big.into(),

@@ -63,8 +63,12 @@ impl Running {
     }
 
     async fn address(&mut self) -> String {
-        let line = self.until("listening").await;
-        let after = line.split("address=").nth(1).unwrap_or_else(|| panic!("no address in {line}"));
+        Running::value(&self.until("listening").await, "address")
+    }
+
+    /// The value of a field in a log line.
+    fn value(line: &str, field: &str) -> String {
+        let after = line.split(&format!("{field}=")).nth(1).unwrap_or_else(|| panic!("no {field} in {line}"));
         after.trim_start_matches('"').split(['"', ' ']).next().unwrap().to_owned()
     }
 
@@ -218,15 +222,16 @@ async fn terminate_lets_a_running_call_finish_and_exits_0() {
     let stand = Stand::new().await;
     let mut running = Running::start(&["run", "-c", stand.path().to_str().unwrap()]);
     let address = running.address().await;
+    let admin = Running::value(&running.until("admin listener").await, "address");
     let params = json!({ "name": "count_slowly", "arguments": { "to": 3, "pause_ms": 700 } });
     let request = harness::modern_request(&harness::client(), &format!("http://{address}/mcp"), "tools/call", params)
         .bearer_auth(stand.token("mcp.read"));
     let call = tokio::spawn(async move { harness::Answer::of(request.send().await.unwrap()).await });
     // The call must have reached the gateway before the signal does.
-    while !std::fs::read_to_string(stand.folder.path().join("audit.jsonl")).is_ok() {
+    let metrics = format!("http://{admin}/metrics");
+    while !harness::client().get(&metrics).send().await.unwrap().text().await.unwrap().contains("wardgate_in_flight_requests 1") {
         tokio::task::yield_now().await;
     }
-    tokio::time::sleep(Duration::from_millis(300)).await;
     running.signal("-TERM");
     let answer = call.await.unwrap();
     assert_eq!(answer.status, 200);
