@@ -203,7 +203,8 @@ impl App {
             }
             Err(problem) => {
                 self.metrics.reloaded(false);
-                tracing::error!("the new configuration is not valid; the old one stays in force:\n{problem}");
+                tracing::error!("the new configuration is not valid; the old one stays in force");
+                problem.lines().for_each(|line| tracing::error!("{line}"));
             }
         }
     }

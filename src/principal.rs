@@ -28,7 +28,9 @@ pub struct Claims {
 
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
 pub enum Kind {
+    /// Somebody acts for the subject (RFC 8693 `act`).
     Agent,
+    /// An application on its own behalf.
     Service,
     #[default]
     User,

@@ -18,6 +18,10 @@ use crate::policy::Grant;
 use crate::policy::Policy;
 use crate::telemetry::metrics::Metrics;
 
+/// What a newcomer runs into first.
+const HINT: &str = "every tool is above the mode and hidden: unclassified tools count as destroy; classify them (`effects:`, \
+     `--effect GLOB=EFFECT`) or believe the server's own hints (`trust_annotations:`, `--trust-annotations`)";
+
 /// How long the first look at a backend may take.
 const INTRODUCTION: Duration = Duration::from_secs(10);
 
@@ -125,8 +129,10 @@ pub(super) async fn introduce(gateway: Arc<Gateway>) {
                 let mode = member.mode.map_or(house.mode, |mode| mode.min(house.mode));
                 let shown = catalog.tools.values().filter(|decl| mode.admits(decl.effect)).count();
                 tracing::info!(backend = %name, tools = catalog.tools.len(), within_mode = shown, mode = mode.as_str(), "backend is up");
-                if shown < catalog.tools.len() {
-                    tracing::info!(backend = %name, "tools above the mode are hidden; unclassified tools count as destroy: see `effects` and `trust_annotations`");
+                if shown == 0 && !catalog.tools.is_empty() {
+                    tracing::warn!(backend = %name, "{HINT}");
+                } else if shown < catalog.tools.len() {
+                    tracing::info!(backend = %name, "tools above the mode are hidden; unclassified ones count as destroy");
                 }
             }
             Err(error) => tracing::warn!(backend = %name, %error, "backend is not reachable yet"),

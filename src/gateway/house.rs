@@ -53,9 +53,10 @@ impl House {
         [route.mode, member.mode].into_iter().flatten().fold(self.mode, Mode::min)
     }
 
-    /// Where the metadata of the route at this path stands; `None` without a public URL or without such a route.
+    /// Where the metadata of the route at this path stands; `None` without a public URL, an issuer or such a route.
     pub(super) fn metadata_url(&self, path: &str) -> Option<String> {
-        let base = self.base()?;
+        // Without an issuer there is nobody to log in at: a link would lead nowhere.
+        let base = self.base().filter(|_| !self.identity.issuers().is_empty())?;
         self.routes.routes.iter().any(|route| route.path == path).then(|| format!("{base}{WELL_KNOWN}{path}"))
     }
 

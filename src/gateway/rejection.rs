@@ -332,8 +332,8 @@ mod tests {
 
     fn table() -> String {
         let mut out = String::from(
-            "<!-- Every refusal of the gateway; written by a test from the table in the code: WARDGATE_BLESS=1 cargo test rejection -->\n\
-             # Rejections\n\n\
+            "# Rejections\n\n\
+             <!-- Written by a test from the table in the code: WARDGATE_BLESS=1 cargo test rejection -->\n\n\
              Every refusal is a JSON-RPC error with the request's id (null where it could not be read). The reason is the audit\n\
              field and the metric label; `data.reason` carries it where the code is the gateway's own (-31403 refused, -31429\n\
              limited, -31502 upstream). Retryable ones come with `Retry-After`. A hidden tool and a missing one are the same row.\n\n\

@@ -89,12 +89,17 @@ pub(super) fn accept(payload: &Map<String, Value>, issuer: &Issuer, mtls: bool) 
     payload.check_overage(&issuer.groups_claim)?;
     let client = payload.first_name(["azp", "client_id", "appid"])?;
     let subject = payload.subject()?;
-    let kind = payload.kind(&subject, client.as_deref(), &scopes);
+    let actor = payload.actor()?;
+    let kind = match &actor {
+        // Somebody acts for the subject: an agent, never mistaken for the person.
+        Some(_) => Kind::Agent,
+        None => payload.kind(&subject, client.as_deref(), &scopes),
+    };
     let claims = Claims {
         kind,
         subject,
         issuer: issuer.issuer.clone(),
-        actor: payload.actor()?,
+        actor,
         client,
         tenant: payload.tenant(&issuer.tenant_claims)?,
         scopes,

@@ -525,3 +525,111 @@ impl Message {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+    use std::time::SystemTime;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::exchange::RequestId;
+    use crate::exchange::Verb;
+
+    fn request(body: &str, headers: &[(&str, &str)]) -> Request {
+        let mut map = http::HeaderMap::new();
+        for (name, value) in headers {
+            map.append(name.parse::<http::HeaderName>().expect("a name"), value.parse().expect("a value"));
+        }
+        Request {
+            id: RequestId(1),
+            verb: Verb::Post,
+            host: "localhost".into(),
+            path: "/mcp".into(),
+            headers: map,
+            body: Bytes::copy_from_slice(body.as_bytes()),
+            peer: Arc::default(),
+            at: SystemTime::UNIX_EPOCH,
+            started: Instant::now(),
+            deadline: Instant::now(),
+        }
+    }
+
+    const META: &str = r#""_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{}}"#;
+
+    #[test]
+    fn the_era_is_decided_by_both_marks_and_never_by_one() {
+        let modern_header = ("mcp-protocol-version", "2026-07-28");
+        let legacy_header = ("mcp-protocol-version", "2025-11-25");
+        let method = ("mcp-method", "tools/list");
+        let session = ("mcp-session-id", "s");
+        let with_meta = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{{{META}}}}}"#);
+        let without = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#;
+        let era = |body: &str, headers: &[(&str, &str)]| {
+            parse(&request(body, headers)).map(|message| message.era).map_err(|fault| fault.kind)
+        };
+        assert_eq!(era(&with_meta, &[modern_header, method]), Ok(Era::Modern));
+        assert_eq!(era(without, &[]), Ok(Era::Legacy));
+        assert_eq!(era(without, &[legacy_header]), Ok(Era::Legacy));
+        assert_eq!(era(&with_meta, &[legacy_header, session]), Ok(Era::Legacy));
+        assert!(matches!(era(&with_meta, &[legacy_header]), Err(FaultKind::HeaderMismatch { .. })));
+        assert!(matches!(era(&with_meta, &[method]), Err(FaultKind::HeaderMismatch { .. })));
+        assert!(matches!(era(without, &[modern_header, method]), Err(FaultKind::InvalidParams { .. })));
+        let hello = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25"}}"#;
+        assert_eq!(era(hello, &[]), Ok(Era::Legacy));
+    }
+
+    #[test]
+    fn a_fault_carries_the_id_wherever_it_could_be_read() {
+        for (body, id) in [
+            (r#"{"jsonrpc":"2.0","id":"a","method":"nope"}"#, Some("\"a\"")),
+            (r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{}}"#, Some("7")),
+            (r#"{"jsonrpc":"2.0","id":7,"method":"tools/list","extra":1}"#, Some("7")),
+            (r#"{"jsonrpc":"2.0","id":7,"method":"tools/list""#, None),
+            (r#"{"jsonrpc":"2.0","id":null,"method":"tools/list"}"#, None),
+        ] {
+            let fault = parse(&request(body, &[])).expect_err(body);
+            assert_eq!(fault.id.as_ref().map(Id::as_json), id, "{body}");
+        }
+    }
+
+    fn json(depth: u32) -> impl Strategy<Value = serde_json::Value> {
+        let leaf = prop_oneof![
+            Just(serde_json::Value::Null),
+            any::<bool>().prop_map(Into::into),
+            any::<i64>().prop_map(Into::into),
+            ".{0,12}".prop_map(Into::into)
+        ];
+        leaf.prop_recursive(depth, 24, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Into::into),
+                prop::collection::btree_map("[a-zA-Z_]{1,8}", inner, 0..4)
+                    .prop_map(|map| serde_json::Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_as_the_same_message(arguments in prop::collection::btree_map("[a-z]{1,6}", json(3), 0..4), name in "[a-z_]{1,20}", id in any::<i64>()) {
+            let arguments = serde_json::Value::Object(arguments.into_iter().collect());
+            let body = serde_json::json!({ "params": { "arguments": arguments, "name": name }, "method": "tools/call", "id": id, "jsonrpc": "2.0" }).to_string();
+            let first = parse(&request(&body, &[])).expect("a call");
+            let written = first.to_bytes();
+            let second = parse(&request(std::str::from_utf8(&written).expect("text"), &[])).expect("the same call");
+            prop_assert_eq!(&second.to_bytes(), &written);
+            prop_assert_eq!((first.id(), &first.params.name, &first.params.arguments), (second.id(), &second.params.name, &second.params.arguments));
+            let value: serde_json::Value = serde_json::from_slice(&written).expect("JSON");
+            prop_assert_eq!(&value["params"]["arguments"], &arguments);
+        }
+
+        #[test]
+        fn no_bytes_make_the_parser_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut hostile = request("", &[]);
+            hostile.body = bytes.into();
+            let _ = parse(&hostile);
+        }
+    }
+}

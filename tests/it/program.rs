@@ -229,7 +229,16 @@ async fn terminate_lets_a_running_call_finish_and_exits_0() {
     let call = tokio::spawn(async move { harness::Answer::of(request.send().await.unwrap()).await });
     // The call must have reached the gateway before the signal does.
     let metrics = format!("http://{admin}/metrics");
-    while !harness::client().get(&metrics).send().await.unwrap().text().await.unwrap().contains("wardgate_in_flight_requests 1") {
+    while !harness::client()
+        .get(&metrics)
+        .send()
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap()
+        .contains("wardgate_in_flight_requests 1")
+    {
         tokio::task::yield_now().await;
     }
     running.signal("-TERM");

@@ -517,3 +517,85 @@ async fn an_upstream_that_refuses_our_credential_does_not_send_clients_to_its_lo
     assert!(!format!("{:?}{}", answer.headers, answer.text).contains("canary"));
     rig.app.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_gets_its_own_credential_and_never_the_callers() {
+    let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let upstream = Scripted::start({
+        let seen = seen.clone();
+        move |_, headers, message| {
+            let sent = headers.get_all("authorization").iter().map(|value| value.to_str().unwrap().to_owned());
+            seen.lock().unwrap().extend(sent);
+            match message["method"].as_str() {
+                Some("tools/list") => scripted::result(message, scripted::two_tools()),
+                _ => scripted::result(message, json!({ "resultType": "complete", "content": [] })),
+            }
+        }
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, "upstream-secret\n").unwrap();
+    let rig = Rig::with(|file| {
+        let credential = json!({ "scheme": "Bearer", "value": format!("file:{}", secret.display()) });
+        file["backends"] = json!({ "odd": { "http": { "url": upstream.url }, "trust_annotations": true, "era": "modern", "credential": credential } });
+        file["routes"][0]["backends"] = json!(["odd"]);
+    })
+    .await;
+    let answer = rig.modern(&rig.viewer(), "tools/call", look()).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    let seen = seen.lock().unwrap().clone();
+    assert!(!seen.is_empty() && seen.iter().all(|sent| sent == "Bearer upstream-secret"), "{seen:?}");
+    rig.app.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_certificate_opens_the_gateway_and_names_the_principal() {
+    crate::harness::prepare();
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let signer = |name: &str| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        let certificate = params.self_signed(&key).unwrap();
+        (certificate.pem(), rcgen::Issuer::new(params, key))
+    };
+    let (authority_pem, authority) = signer("test authority");
+    let leaf = |names: Vec<rcgen::SanType>, usage: rcgen::ExtendedKeyUsagePurpose| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.subject_alt_names = names;
+        params.extended_key_usages = vec![usage];
+        (params.signed_by(&key, &authority).unwrap().pem(), key.serialize_pem())
+    };
+    let (server, server_key) =
+        leaf(vec![rcgen::SanType::IpAddress([127, 0, 0, 1].into())], rcgen::ExtendedKeyUsagePurpose::ServerAuth);
+    let agent_id = rcgen::SanType::URI("spiffe://prod.example.com/agents/builder".try_into().unwrap());
+    let (agent, agent_key) = leaf(vec![agent_id], rcgen::ExtendedKeyUsagePurpose::ClientAuth);
+    for (name, text) in [("ca.pem", &authority_pem), ("tls.crt", &server), ("tls.key", &server_key)] {
+        std::fs::write(at(name), text).unwrap();
+    }
+    let rig = Rig::with(|file| {
+        let tls = json!({ "certificate": at("tls.crt"), "key": at("tls.key"), "client_ca": at("ca.pem"), "client_auth": "required" });
+        file["listeners"] = json!([{ "address": "127.0.0.1:0", "tls": tls }]);
+        file["identity"].as_array_mut().unwrap().push(json!({ "certificates": [{ "spiffe": "spiffe://prod.example.com/agents/*", "scopes": ["mcp.read"] }] }));
+    })
+    .await;
+    let url = format!("{}/mcp", rig.base.replace("http://", "https://"));
+    let root = reqwest::Certificate::from_pem(authority_pem.as_bytes()).unwrap();
+    let builder = || reqwest::Client::builder().no_proxy().tls_certs_only([root.clone()]);
+    let identity = reqwest::Identity::from_pem(format!("{agent_key}{agent}").as_bytes()).unwrap();
+    let known = builder().identity(identity).build().unwrap();
+    let answer = Answer::of(modern_request(&known, &url, "tools/list", json!({})).send().await.unwrap()).await;
+    assert_eq!(answer.tools(), READS, "{}", answer.text);
+    let record = rig.record(|record| record["auth"] == "certificate").await;
+    assert_eq!(record["subject"], "spiffe://prod.example.com/agents/builder");
+    let stranger = builder().build().unwrap();
+    assert!(
+        modern_request(&stranger, &url, "tools/list", json!({})).send().await.is_err(),
+        "no certificate, no handshake"
+    );
+    rig.app.shutdown().await;
+}

@@ -44,7 +44,7 @@ async fn a_good_token_names_its_principal() {
         "roles": ["Reader"], "groups": ["g1", "g2"], "act": { "sub": "agent-7", "act": { "sub": "earlier" } },
     }))
     .await;
-    assert_eq!((principal.kind, principal.method, principal.mtls), (Kind::User, Method::Bearer, false));
+    assert_eq!((principal.kind, principal.method, principal.mtls), (Kind::Agent, Method::Bearer, false));
     assert_eq!((principal.subject.as_str(), principal.issuer.as_str()), ("alice", ISSUER));
     assert_eq!(principal.scopes, set(&["files:read", "mcp.read", "mcp.write"]));
     assert_eq!((principal.roles.clone(), principal.groups.clone()), (set(&["Reader"]), set(&["g1", "g2"])));
@@ -78,6 +78,7 @@ async fn the_kind_tells_users_from_services() {
         (json!({ "idtyp": "user", "oid": "alice", "roles": ["R"] }), Kind::User),
         (json!({ "client_id": "alice", "scope": "a" }), Kind::Service),
         (json!({ "client_id": "cli" }), Kind::User),
+        (json!({ "act": { "sub": "helper" } }), Kind::Agent),
         (json!({ "oid": "alice", "appid": "cli", "roles": ["R"] }), Kind::Service),
         (json!({ "oid": "alice", "appid": "cli", "roles": ["R"], "scp": "a" }), Kind::User),
     ] {
