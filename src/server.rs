@@ -35,6 +35,7 @@ use crate::gateway::Rejection;
 
 use admit::Gate;
 use drain::Crowd;
+use drain::raised;
 use listener::Door;
 use listener::Edge;
 use listener::Post;
@@ -273,7 +274,7 @@ impl Server {
 
     /// Serves until `shutdown` becomes true, then drains: nothing new is accepted, idle connections close, streams
     /// end, calls may finish within the grace time, the rest is cut. Returns when all is gone.
-    pub async fn run(&self, spine: Arc<dyn Spine>, admin: Arc<dyn Admin>, mut shutdown: watch::Receiver<bool>) {
+    pub async fn run(&self, spine: Arc<dyn Spine>, admin: Arc<dyn Admin>, shutdown: watch::Receiver<bool>) {
         let Some(doors) = self.doors.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
         let (cut, watching) = watch::channel(false);
         let edge = Arc::new(Edge::new(spine, self.gate.clone(), self.crowd.clone(), watching.clone()));
@@ -285,8 +286,7 @@ impl Server {
         if let Some(door) = doors.admin {
             desk.spawn(admin::welcome(door, admin, watching));
         }
-        // A sender that is gone is a shutdown too.
-        drop(shutdown.wait_for(|stop| *stop).await);
+        raised(&shutdown).await;
         while welcoming.join_next().await.is_some() {}
         for post in &self.posts {
             post.close();

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use super::admit::Host;
 use super::admit::Reach;
 use super::drain::Crowd;
+use super::drain::raised;
 use super::listener::Door;
 use super::wire::Gauge;
 use super::wire::Transport;
@@ -50,24 +51,23 @@ pub trait Admin: Send + Sync + 'static {
 }
 
 /// Accepts until cut. It stays up while the MCP listeners drain: that is when `/readyz` matters.
-pub(super) async fn welcome(door: Door, admin: Arc<dyn Admin>, mut cut: watch::Receiver<bool>) {
+pub(super) async fn welcome(door: Door, admin: Arc<dyn Admin>, cut: watch::Receiver<bool>) {
     let crowd = Arc::<Crowd>::default();
     let reach = door.post().reach();
     loop {
         let accepted = tokio::select! {
             biased;
-            _ = cut.wait_for(|cut| *cut) => return,
+            () = raised(&cut) => return,
             accepted = door.accept() => accepted,
         };
         let Some((stream, _)) = accepted else { continue };
         let Some(presence) = crowd.enter(CONNECTIONS_MAX) else { continue };
-        let (admin, mut cut) = (admin.clone(), cut.clone());
+        let (admin, cut) = (admin.clone(), cut.clone());
         tokio::spawn(async move {
-            let drain = cut.clone();
             tokio::select! {
                 biased;
-                _ = cut.wait_for(|cut| *cut) => {}
-                () = converse(admin, stream, reach, &drain) => {}
+                () = raised(&cut) => {}
+                () = converse(admin, stream, reach, &cut) => {}
             }
             drop(presence);
         });
@@ -76,7 +76,7 @@ pub(super) async fn welcome(door: Door, admin: Arc<dyn Admin>, mut cut: watch::R
 
 async fn converse(admin: Arc<dyn Admin>, stream: Stream, reach: Reach, drain: &ShutdownWatch) {
     let gauge = Gauge::new();
-    let wire = Wire::new(Transport::Plain(stream), gauge.clone(), HEAD, WRITE);
+    let wire = Wire::new(Transport::Plain(Box::new(stream)), gauge.clone(), HEAD, WRITE);
     let desk = Arc::new(Desk { admin, gauge, reach, options: HttpServerOptions::default() });
     desk.process_new(Box::new(wire), drain).await;
 }

@@ -3,8 +3,11 @@
 //! Pure: bytes and headers in, a decision out. pingora forgives much that two parsers read differently (CL beside TE,
 //! equal duplicate lengths, bare LF); here it is refused, on the raw bytes, because the parsed headers no longer show it.
 
+mod framing;
+mod host;
+mod media;
+
 use std::collections::HashSet;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use http::HeaderMap;
@@ -19,6 +22,14 @@ use super::Admission;
 use super::Config;
 use super::wellknown;
 
+use media::EVENTS;
+use media::JSON;
+use media::accepts;
+use media::is_json;
+
+pub(super) use framing::framing;
+pub(super) use host::Host;
+
 /// More fields than any MCP client sends, fewer than make a hash table slow.
 const HEADERS_MAX: usize = 128;
 
@@ -26,9 +37,6 @@ const HEADERS_MAX: usize = 128;
 const TARGET_BYTES_MAX: usize = 2048;
 
 const ALLOW: &str = "POST, GET, DELETE";
-
-const JSON: (&str, &str) = ("application", "json");
-const EVENTS: (&str, &str) = ("text", "event-stream");
 
 /// Who can reach a listener; decides which Host is right when none is configured.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -117,97 +125,6 @@ pub(super) struct Call {
 
 fn bad(what: &'static str) -> Rejection {
     Rejection::BadRequest { what }
-}
-
-/// Checks the framing of an HTTP/1 head on its raw bytes and gives the request target.
-///
-/// # Errors
-/// The connection cannot be used any further: where the next request begins is a matter of opinion.
-pub(super) fn framing(raw: &[u8], head_bytes_max: usize) -> Result<&[u8], Rejection> {
-    if raw.len() > head_bytes_max {
-        return Err(Rejection::HeadersTooLarge);
-    }
-    // RFC 9112 section 2.2: one empty line before a request is forgiven.
-    let raw = raw.strip_prefix(b"\r\n").unwrap_or(raw);
-    let raw = raw.strip_suffix(b"\r\n\r\n").ok_or(bad("lines must end with CRLF"))?;
-    let mut lines = raw.split(|byte| *byte == b'\n');
-    let mut next = lines.next();
-    let mut target = None;
-    let mut seen = Fields::default();
-    while let Some(line) = next {
-        next = lines.next();
-        // The last line has lost its CR with the empty line.
-        let line = if next.is_some() { line.strip_suffix(b"\r").ok_or(bad("lines must end with CRLF"))? } else { line };
-        if line.iter().any(|byte| (*byte < b' ' && *byte != b'\t') || *byte == 0x7f) {
-            return Err(bad("control character in the head"));
-        }
-        match target {
-            None => target = Some(request_line(line)?),
-            Some(_) => seen.field(line)?,
-        }
-    }
-    seen.judge()?;
-    target.ok_or(bad("no request line"))
-}
-
-fn request_line(line: &[u8]) -> Result<&[u8], Rejection> {
-    let mut parts = line.split(|byte| *byte == b' ');
-    match (parts.next(), parts.next(), parts.next(), parts.next()) {
-        (Some(_), Some(target), Some(b"HTTP/1.1"), None) if !target.is_empty() => Ok(target),
-        (Some(_), Some(_), Some(b"HTTP/1.0"), None) => Err(bad("HTTP/1.0 is not spoken here")),
-        _ => Err(bad("malformed request line")),
-    }
-}
-
-/// The fields that frame a message, counted.
-#[derive(Default)]
-struct Fields {
-    lengths: usize,
-    codings: usize,
-    hosts: usize,
-}
-
-impl Fields {
-    fn field(&mut self, line: &[u8]) -> Result<(), Rejection> {
-        if line.first().is_some_and(|byte| matches!(byte, b' ' | b'\t')) {
-            return Err(bad("folded header line"));
-        }
-        let colon = line.iter().position(|byte| *byte == b':').ok_or(bad("header line without colon"))?;
-        let (name, value) = line.split_at(colon);
-        let value = value.get(1..).unwrap_or_default().trim_ascii();
-        if name.is_empty() || !name.iter().all(is_token_byte) {
-            return Err(bad("malformed header name"));
-        }
-        if name.eq_ignore_ascii_case(b"content-length") {
-            self.lengths += 1;
-            if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
-                return Err(bad("malformed Content-Length"));
-            }
-        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
-            self.codings += 1;
-            if !value.eq_ignore_ascii_case(b"chunked") {
-                return Err(bad("a Transfer-Encoding other than chunked"));
-            }
-        } else if name.eq_ignore_ascii_case(b"host") {
-            self.hosts += 1;
-        }
-        Ok(())
-    }
-
-    fn judge(&self) -> Result<(), Rejection> {
-        match self {
-            Fields { lengths: 1.., codings: 1.., .. } => Err(bad("Content-Length beside Transfer-Encoding")),
-            Fields { lengths: 2.., .. } => Err(bad("more than one Content-Length")),
-            Fields { codings: 2.., .. } => Err(bad("more than one Transfer-Encoding")),
-            Fields { hosts: 0, .. } => Err(bad("no Host")),
-            Fields { hosts: 2.., .. } => Err(bad("more than one Host")),
-            _ => Ok(()),
-        }
-    }
-}
-
-fn is_token_byte(byte: &u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
 }
 
 /// Decides on a head whose framing is sound. The first value is the origin that may read the answer, known also when
@@ -375,93 +292,6 @@ fn plain_path(target: &[u8]) -> Result<String, Rejection> {
         return Err(Rejection::BadPath);
     }
     if path == "//" { Err(Rejection::BadPath) } else { Ok(format!("/{inner}")) }
-}
-
-/// A parsed Host.
-#[derive(Debug, Eq, PartialEq)]
-pub(super) struct Host {
-    /// Lower case, no trailing dot, IPv6 in brackets.
-    name: String,
-    /// The name, with the port if it was sent.
-    authority: String,
-}
-
-impl Host {
-    pub(super) fn parse(text: &str) -> Option<Host> {
-        let (name, port) = match text.strip_prefix('[') {
-            Some(rest) => {
-                let (address, after) = rest.split_once(']')?;
-                let address: std::net::Ipv6Addr = address.parse().ok()?;
-                (format!("[{address}]"), after)
-            }
-            None => {
-                let (name, port) = text.split_at(text.find(':').unwrap_or(text.len()));
-                let name = name.strip_suffix('.').unwrap_or(name);
-                let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
-                if name.is_empty() || name.len() > 253 || !name.bytes().all(plain) || name.split('.').any(str::is_empty)
-                {
-                    return None;
-                }
-                (name.to_ascii_lowercase(), port)
-            }
-        };
-        let authority = match port.strip_prefix(':') {
-            None if port.is_empty() => name.clone(),
-            Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
-                format!("{name}:{}", digits.parse::<u16>().ok()?)
-            }
-            _ => return None,
-        };
-        Some(Host { name, authority })
-    }
-
-    pub(super) fn is_local(&self) -> bool {
-        let address = self.name.trim_start_matches('[').trim_end_matches(']');
-        self.name == "localhost" || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-    }
-}
-
-/// `application/json`, at most with `charset=utf-8`: any other charset is a second way to read the same bytes.
-fn is_json(media: &str) -> bool {
-    let mut parts = media.split(';').map(str::trim);
-    parts.next().is_some_and(|media| media.eq_ignore_ascii_case("application/json"))
-        && parts.all(|parameter| {
-            let parameter = parameter.split_once('=');
-            parameter.is_some_and(|(name, value)| {
-                name.eq_ignore_ascii_case("charset") && value.trim_matches('"').eq_ignore_ascii_case("utf-8")
-            })
-        })
-}
-
-/// Does `Accept` allow this media type? The most specific range that matches decides (RFC 9110 section 12.5.1).
-fn accepts(headers: &HeaderMap, (kind, subtype): (&str, &str)) -> bool {
-    let mut best = (0, false);
-    for value in headers.get_all(header::ACCEPT) {
-        let Ok(value) = value.to_str() else { return false };
-        for range in value.split(',') {
-            let mut parts = range.split(';').map(str::trim);
-            let Some((their_kind, their_subtype)) = parts.next().and_then(|range| range.split_once('/')) else {
-                continue;
-            };
-            let specific = if their_kind == "*" && their_subtype == "*" {
-                1
-            } else if !their_kind.eq_ignore_ascii_case(kind) {
-                continue;
-            } else if their_subtype == "*" {
-                2
-            } else if their_subtype.eq_ignore_ascii_case(subtype) {
-                3
-            } else {
-                continue;
-            };
-            let weight = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
-            let wanted = weight.is_none_or(|weight| weight.trim().parse::<f32>().is_ok_and(|weight| weight > 0.0));
-            if specific > best.0 || (specific == best.0 && wanted) {
-                best = (specific, wanted);
-            }
-        }
-    }
-    best.1
 }
 
 #[cfg(test)]

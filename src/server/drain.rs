@@ -1,4 +1,4 @@
-//! Who is here: counts connections and h2 streams, caps the first, and tells when all are gone.
+//! Who is here: connections, h2 streams and bodies are counted and capped; tells when all are gone.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -8,8 +8,14 @@ use std::sync::atomic::Ordering::Acquire;
 use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use super::Counts;
+
+/// Resolves when the flag is up, or when nobody is left to raise it.
+pub(super) async fn raised(flag: &watch::Receiver<bool>) {
+    drop(flag.clone().wait_for(|up| *up).await);
+}
 
 #[derive(Default)]
 pub(super) struct Crowd {
@@ -109,5 +115,40 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         self.crowd.body_bytes.fetch_sub(self.bytes, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_are_capped_together_and_give_back_what_they_took() {
+        let crowd = Arc::<Crowd>::default();
+        let (mut one, mut other) = (Share::none(&crowd), Share::none(&crowd));
+        assert!(one.grow(60, 100));
+        assert!(other.grow(40, 100));
+        assert!(!one.grow(1, 100));
+        drop(one);
+        assert!(other.grow(60, 100));
+        drop(other);
+        assert_eq!(crowd.body_bytes.load(Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn the_last_to_leave_is_noticed() {
+        let crowd = Arc::<Crowd>::default();
+        crowd.gone().await;
+        let connection = crowd.enter(1).unwrap();
+        let stream = crowd.stream();
+        assert!(crowd.enter(1).is_none());
+        let gone = tokio::spawn({
+            let crowd = crowd.clone();
+            async move { crowd.gone().await }
+        });
+        drop(connection);
+        assert!(!gone.is_finished());
+        drop(stream);
+        gone.await.unwrap();
     }
 }

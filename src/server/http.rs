@@ -16,6 +16,8 @@
 //! * hop-by-hop, framing and CORS headers of a reply are ours alone;
 //! * at shutdown nothing new begins, calls finish, streams end cleanly, answers say `Connection: close`.
 
+mod body;
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
@@ -25,7 +27,6 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use bytes::BytesMut;
 use http::HeaderMap;
 use http::HeaderValue;
 use http::Method;
@@ -58,6 +59,7 @@ use super::admit::Reach;
 use super::admit::Sight;
 use super::drain::Presence;
 use super::drain::Share;
+use super::drain::raised;
 use super::listener::Edge;
 use super::reply;
 use super::reply::Outgoing;
@@ -67,12 +69,6 @@ use super::wire::Gauge;
 
 /// How long an idle connection is kept at shutdown for a request that may be on its way.
 const DRAIN_LINGER: Duration = Duration::from_secs(1);
-
-/// All bodies together may hold this many times the largest one.
-const BODIES_MAX: usize = 64;
-
-/// Read in advance of the bytes arriving, at most.
-const BODY_RESERVE_BYTES: usize = 64 * 1024;
 
 /// Closing now and then frees memory and lets a balancer spread the load.
 const REQUESTS_PER_CONNECTION_MAX: u32 = 10_000;
@@ -164,11 +160,10 @@ impl Connection {
         let outcome = {
             let read = timeout(limit, session.read_request());
             tokio::pin!(read);
-            let mut drain = drain.clone();
             tokio::select! {
                 biased;
                 outcome = &mut read => outcome,
-                () = async { drop(drain.wait_for(|drain| *drain).await) } => timeout(DRAIN_LINGER, read).await.and_then(|inner| inner),
+                () = raised(drain) => timeout(DRAIN_LINGER, read).await.and_then(|inner| inner),
             }
         };
         let too_large = self.gauge.head_is_too_large();
@@ -259,7 +254,8 @@ impl Connection {
     fn refuse(&self, session: &mut ServerSession, birth: &Birth, rejection: Rejection) -> Outgoing {
         let ends_connection = matches!(
             rejection,
-            Rejection::BadRequest { .. }
+            Rejection::BadPath // pingora repairs a request line with spaces into an escaped path
+                | Rejection::BadRequest { .. }
                 | Rejection::BodyTimeout
                 | Rejection::BodyTooLarge { .. }
                 | Rejection::HeadersTooLarge
@@ -269,7 +265,7 @@ impl Connection {
             session.set_keepalive(None);
         }
         // With framing in doubt, what "the body" is would be a guess.
-        if ends_connection || !session.is_body_done() {
+        if !session.is_http2() && (ends_connection || !session.is_body_done()) {
             self.gauge.linger();
         }
         let request = session.req_header();
@@ -300,10 +296,10 @@ impl Connection {
                 if any_origin {
                     *readers = Readers::Any;
                 }
-                return Ok(Outgoing::new(birth.id, reply::preflight()));
+                return Ok(Outgoing::preflight(birth.id));
             }
         };
-        let (body, share) = match self.body(session, gate, &call).await {
+        let (body, share) = match body::read(session, gate, &call, Share::none(&self.edge.crowd)).await {
             Ok(body) => body,
             Err(Halt::Refused(rejection)) => return Err(Halt::Refused(rejection)),
             Err(Halt::Left) => {
@@ -356,24 +352,6 @@ impl Connection {
         admitted
     }
 
-    /// The whole body, within its size and time.
-    async fn body(&self, session: &mut ServerSession, gate: &Gate, call: &Call) -> Result<(Bytes, Share), Halt> {
-        if call.expects_continue
-            && let ServerSession::H1(h1) = session
-        {
-            // The interim response must not count as the response, or the connection would be closed.
-            h1.set_close_on_response_before_downstream_finish(false);
-            h1.write_continue_response().await.map_err(|_| Halt::Left)?;
-            h1.set_close_on_response_before_downstream_finish(true);
-        }
-        session.set_read_timeout(None); // the deadline here is for the whole body, and h2 has no timer of its own
-        let share = Share::none(&self.edge.crowd);
-        match timeout(gate.admission.body_timeout, collect(session, gate, call, share)).await {
-            Ok(body) => body,
-            Err(_elapsed) => Err(Rejection::BodyTimeout.into()),
-        }
-    }
-
     /// The spine's reply, unless the client leaves first: then the spine's future is dropped.
     async fn serve(&self, session: &mut ServerSession, request: Request) -> Result<Reply, Halt> {
         let mut serve = self.edge.spine.serve(request);
@@ -397,52 +375,6 @@ impl Connection {
 pub(super) fn is_gone(outcome: &pingora::Result<Option<Bytes>>) -> bool {
     // pingora's word for "sent data after end of body".
     !matches!(outcome, Err(error) if *error.etype() == ErrorType::ConnectError)
-}
-
-async fn collect(
-    session: &mut ServerSession,
-    gate: &Gate,
-    call: &Call,
-    mut share: Share,
-) -> Result<(Bytes, Share), Halt> {
-    let bytes_max = gate.admission.body_bytes_max;
-    let mut first = Bytes::new();
-    let mut rest = BytesMut::new();
-    loop {
-        let chunk = match session.read_request_body().await {
-            Ok(Some(chunk)) => chunk,
-            Ok(None) => break,
-            Err(error) => return Err(body_halt(&error)),
-        };
-        if call.verb != Verb::Post && !chunk.is_empty() {
-            return Err(Rejection::BadRequest { what: "only POST carries a body" }.into());
-        }
-        if first.len().max(rest.len()) + chunk.len() > bytes_max {
-            return Err(Rejection::BodyTooLarge { bytes_max }.into());
-        }
-        if !share.grow(chunk.len(), bytes_max.saturating_mul(BODIES_MAX)) {
-            return Err(Rejection::Overloaded.into());
-        }
-        if first.is_empty() && rest.is_empty() {
-            first = chunk; // usually all there is
-        } else {
-            if rest.is_empty() {
-                rest.reserve((first.len() + chunk.len()).max(BODY_RESERVE_BYTES));
-                rest.extend_from_slice(&first);
-            }
-            rest.extend_from_slice(&chunk);
-        }
-    }
-    Ok((if rest.is_empty() { first } else { rest.freeze() }, share))
-}
-
-fn body_halt(error: &pingora::Error) -> Halt {
-    match error.etype() {
-        ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::H2Error => Halt::Left,
-        ErrorType::Custom("PrematureBodyEnd") => Halt::Left,
-        ErrorType::ReadTimedout => Halt::Refused(Rejection::BodyTimeout),
-        _ => Halt::Refused(Rejection::BadRequest { what: "malformed chunked body" }),
-    }
 }
 
 /// Moves the headers out of a session whose body has been read; what pingora still asks of the head stays true.

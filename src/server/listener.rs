@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use pingora::apps::ServerApp;
+use pingora::protocols::TcpKeepalive;
 use pingora::protocols::l4::stream::Stream;
 use tokio::net::TcpListener;
 use tokio::net::TcpSocket;
@@ -29,6 +30,7 @@ use super::Spine;
 use super::admit::Gate;
 use super::admit::Reach;
 use super::drain::Crowd;
+use super::drain::raised;
 use super::http::Connection;
 use super::tls;
 use super::tls::Terms;
@@ -40,6 +42,15 @@ const BACKLOG: u32 = 1024;
 
 /// After an accept that failed for want of descriptors or memory: trying at once would only burn a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A peer that vanished without a word (a laptop that was closed) is found out by the kernel.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive {
+    idle: Duration::from_secs(60),
+    interval: Duration::from_secs(15),
+    count: 4,
+    #[cfg(target_os = "linux")]
+    user_timeout: Duration::from_secs(60),
+};
 
 /// What all MCP connections share.
 pub(super) struct Edge {
@@ -178,8 +189,9 @@ impl Door {
         };
         match accepted {
             Ok((mut stream, peer)) => {
-                // Fails only on a connection that is gone already.
-                Stream::set_nodelay(&mut stream).ok()?;
+                // These fail only on a connection that is gone already.
+                stream.set_nodelay().ok()?;
+                stream.set_keepalive(&KEEPALIVE).ok()?;
                 Some((stream, peer))
             }
             Err(error) => {
@@ -193,21 +205,21 @@ impl Door {
     }
 
     /// Accepts until shutdown; the socket closes when this returns.
-    pub(super) async fn welcome(self, edge: Arc<Edge>, mut shutdown: watch::Receiver<bool>) {
+    pub(super) async fn welcome(self, edge: Arc<Edge>, shutdown: watch::Receiver<bool>) {
         loop {
             let accepted = tokio::select! {
                 biased;
-                _ = shutdown.wait_for(|stop| *stop) => return,
+                () = raised(&shutdown) => return,
                 accepted = self.accept() => accepted,
             };
             let Some((stream, peer)) = accepted else { continue };
             let Some(presence) = edge.crowd.enter(edge.gate.load().admission.connections_max) else { continue };
             let (edge, post) = (edge.clone(), self.post.clone());
             tokio::spawn(async move {
-                let mut cut = edge.cut.clone();
+                let cut = edge.cut.clone();
                 tokio::select! {
                     biased;
-                    _ = cut.wait_for(|cut| *cut) => {}
+                    () = raised(&cut) => {}
                     () = converse(edge, post, stream, peer) => {}
                 }
                 drop(presence);
@@ -221,7 +233,7 @@ async fn converse(edge: Arc<Edge>, post: Arc<Post>, stream: Stream, address: Opt
     // Before the terms are read: a reload in between then drains this connection rather than missing it.
     let drain = post.drains();
     let (transport, certificate) = match &post.terms {
-        None => (Transport::Plain(stream), None),
+        None => (Transport::Plain(Box::new(stream)), None),
         Some(terms) => match Box::pin(tls::shake(&terms.load_full(), stream)).await {
             Ok((stream, certificate)) => (Transport::Tls(Box::new(stream)), certificate),
             Err(failure) => {

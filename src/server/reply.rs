@@ -19,6 +19,7 @@ use crate::exchange::Reply;
 use crate::exchange::RequestId;
 
 use super::admit::Gate;
+use super::drain::raised;
 use super::http::id_value;
 use super::http::is_gone;
 
@@ -53,21 +54,34 @@ pub(super) struct Outgoing {
     id: RequestId,
     reply: Reply,
     readers: Readers,
-    open_ended: bool,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Kind {
+    Answer,
+    /// Its events wait for news and answer no call.
+    OpenEnded,
+    Preflight,
 }
 
 impl Outgoing {
     pub(super) fn new(id: RequestId, reply: Reply) -> Outgoing {
-        Outgoing { id, reply, readers: Readers::Same, open_ended: false }
+        Outgoing { id, reply, readers: Readers::Same, kind: Kind::Answer }
     }
 
     pub(super) fn readable_by(self, readers: Readers) -> Outgoing {
         Outgoing { readers, ..self }
     }
 
+    /// The answer to a preflight of an origin that is allowed.
+    pub(super) fn preflight(id: RequestId) -> Outgoing {
+        Outgoing { kind: Kind::Preflight, ..Outgoing::new(id, Reply::empty(204)) }
+    }
+
     /// Its events wait for news and answer no call.
     pub(super) fn open_ended(self) -> Outgoing {
-        Outgoing { open_ended: true, ..self }
+        Outgoing { kind: Kind::OpenEnded, ..self }
     }
 }
 
@@ -78,14 +92,6 @@ pub(super) enum Broken {
     Left,
     #[error("{}", .0.etype().as_str())]
     Write(#[from] Box<pingora::Error>),
-}
-
-/// The answer to a preflight of an origin that is allowed.
-pub(super) fn preflight() -> Reply {
-    Reply::empty(204)
-        .with(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("POST, GET, DELETE"))
-        .with(header::ACCESS_CONTROL_ALLOW_HEADERS, HEADERS_ALLOWED)
-        .with(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"))
 }
 
 /// Writes the reply. After an error the session is good for nothing.
@@ -99,14 +105,19 @@ pub(super) async fn send(
         // Under HTTP/1.1 the wire watches; an h2 stream can be stuck on its window while the connection is not.
         session.set_write_timeout(Some(gate.admission.write_timeout));
     }
-    let Outgoing { id, reply: Reply { status, headers, body }, readers, open_ended } = outgoing;
+    let Outgoing { id, reply: Reply { status, headers, body }, readers, kind } = outgoing;
     let mut head = ResponseHeader::build_no_case(status, Some(headers.len() + 8))?;
     for (name, value) in headers {
-        if !is_ours(&name) || matches!((status, &readers), (204, Readers::Origin(_) | Readers::Any)) {
+        if !is_ours(&name) {
             head.append_header(name, value)?;
         }
     }
     readers_headers(&mut head, readers)?;
+    if kind == Kind::Preflight {
+        head.insert_header(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("POST, GET, DELETE"))?;
+        head.insert_header(header::ACCESS_CONTROL_ALLOW_HEADERS, HEADERS_ALLOWED)?;
+        head.insert_header(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"))?;
+    }
     if let Some(id) = id_value(id) {
         head.insert_header("x-request-id", id)?;
     }
@@ -139,8 +150,12 @@ pub(super) async fn send(
                 head.insert_header(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))?;
             }
             session.write_response_header(Box::new(head)).await?;
-            let last = if open_ended { LAST_NEWS } else { gate.grace.saturating_sub(LAST_ANSWERS).max(LAST_NEWS) };
-            events(session, stream, gate.admission.keepalive_interval, last, drain.clone()).await
+            let last = if kind == Kind::OpenEnded {
+                LAST_NEWS
+            } else {
+                gate.grace.saturating_sub(LAST_ANSWERS).max(LAST_NEWS)
+            };
+            events(session, stream, gate.admission.keepalive_interval, last, drain).await
         }
     }
 }
@@ -192,12 +207,12 @@ async fn events(
     mut stream: Pin<Box<dyn Stream<Item = Bytes> + Send>>,
     interval: Duration,
     last: Duration,
-    mut drain: ShutdownWatch,
+    drain: &ShutdownWatch,
 ) -> Result<(), Broken> {
     let quiet = tokio::time::sleep(interval);
     tokio::pin!(quiet);
-    let stop = async move {
-        drop(drain.wait_for(|drain| *drain).await);
+    let stop = async {
+        raised(drain).await;
         tokio::time::sleep(last).await;
     };
     tokio::pin!(stop);

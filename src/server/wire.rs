@@ -101,7 +101,7 @@ impl Gauge {
 }
 
 pub(super) enum Transport {
-    Plain(Stream),
+    Plain(Box<Stream>),
     Tls(Box<TlsStream<Stream>>),
 }
 
@@ -118,6 +118,13 @@ pub(super) struct Wire {
     opening: Option<Pin<Box<Sleep>>>,
     write_timeout: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
+    lingering: Option<Lingering>,
+}
+
+/// After our last byte: what still comes is read and dropped until it ends, is too much or takes too long.
+struct Lingering {
+    until: Pin<Box<Sleep>>,
+    dropped: usize,
 }
 
 impl Wire {
@@ -133,20 +140,23 @@ impl Wire {
             opening: Some(Box::pin(tokio::time::sleep(opening))),
             write_timeout,
             stalled: None,
+            lingering: None,
         }
     }
 
+    /// Writes what was gathered. Says nothing about progress when there was nothing to write.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.out.is_empty() {
-            let written = ready!(Pin::new(&mut self.transport).poll_write(cx, &self.out))?;
+            let written = Pin::new(&mut self.transport).poll_write(cx, &self.out);
+            let written = ready!(self.unless_stalled(cx, written))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.out.advance(written);
-            self.stalled = None;
+            if self.out.is_empty() {
+                self.out = BytesMut::new(); // an idle connection keeps no buffer
+            }
         }
-        // An idle connection keeps no buffer.
-        self.out = BytesMut::new();
         Poll::Ready(Ok(()))
     }
 
@@ -164,16 +174,19 @@ impl Wire {
         }
     }
 
-    async fn read_and_drop(&mut self) {
-        self.gauge.head_is_read();
-        let mut scratch = vec![0; 8 * 1024];
-        let mut dropped = 0;
-        while dropped < LINGER_BYTES {
-            match self.transport.read(&mut scratch).await {
-                Ok(0) | Err(_) => return,
-                Ok(read) => dropped += read,
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let lingering =
+            self.lingering.get_or_insert_with(|| Lingering { until: Box::pin(tokio::time::sleep(LINGER)), dropped: 0 });
+        let mut scratch = [0; 4 * 1024];
+        while lingering.dropped < LINGER_BYTES {
+            let mut scratch = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut self.transport).poll_read(cx, &mut scratch) {
+                Poll::Ready(Ok(())) if !scratch.filled().is_empty() => lingering.dropped += scratch.filled().len(),
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return lingering.until.as_mut().poll(cx),
             }
         }
+        Poll::Ready(())
     }
 }
 
@@ -215,8 +228,7 @@ impl AsyncWrite for Wire {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let me = self.get_mut();
         if me.out.len() + bytes.len() > COALESCE_BYTES {
-            let drained = me.poll_drain(cx);
-            ready!(me.unless_stalled(cx, drained))?;
+            ready!(me.poll_drain(cx))?;
         }
         if !me.coalesce || bytes.len() >= COALESCE_BYTES {
             let written = Pin::new(&mut me.transport).poll_write(cx, bytes);
@@ -228,18 +240,22 @@ impl AsyncWrite for Wire {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let me = self.get_mut();
-        let drained = me.poll_drain(cx);
-        ready!(me.unless_stalled(cx, drained))?;
+        ready!(me.poll_drain(cx))?;
         let flushed = Pin::new(&mut me.transport).poll_flush(cx);
         me.unless_stalled(cx, flushed)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let me = self.get_mut();
-        let drained = me.poll_drain(cx);
-        ready!(me.unless_stalled(cx, drained))?;
-        let closed = Pin::new(&mut me.transport).poll_shutdown(cx);
-        me.unless_stalled(cx, closed)
+        ready!(me.poll_drain(cx))?;
+        if me.lingering.is_none() {
+            let closed = Pin::new(&mut me.transport).poll_shutdown(cx);
+            ready!(me.unless_stalled(cx, closed))?;
+        }
+        if me.gauge.lingering.load(Relaxed) {
+            ready!(me.poll_linger(cx));
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_write_vectored(
@@ -285,9 +301,7 @@ impl Peek for Wire {
 #[async_trait]
 impl Shutdown for Wire {
     async fn shutdown(&mut self) {
-        if AsyncWriteExt::shutdown(self).await.is_ok() && self.gauge.lingering.load(Relaxed) {
-            drop(tokio::time::timeout(LINGER, self.read_and_drop()).await);
-        }
+        drop(AsyncWriteExt::shutdown(self).await);
     }
 }
 
@@ -395,5 +409,39 @@ impl AsyncWrite for Transport {
             Transport::Plain(stream) => stream.is_write_vectored(),
             Transport::Tls(stream) => stream.is_write_vectored(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (Wire, tokio::net::UnixStream) {
+        let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
+        let transport = Transport::Plain(Box::new(ours.into()));
+        (Wire::new(transport, Gauge::new(), Duration::from_secs(10), Duration::from_secs(10)), theirs)
+    }
+
+    #[tokio::test]
+    async fn a_head_and_a_small_body_leave_together() {
+        let (mut wire, mut theirs) = pair();
+        wire.write_all(b"head ").await.unwrap();
+        assert!(theirs.try_read(&mut [0; 64]).is_err(), "not yet");
+        wire.write_all(b"body").await.unwrap();
+        wire.flush().await.unwrap();
+        let mut read = [0; 64];
+        let bytes = theirs.read(&mut read).await.unwrap();
+        assert_eq!(&read[..bytes], b"head body");
+        assert_eq!(wire.out.capacity(), 0, "nothing is kept");
+    }
+
+    #[tokio::test]
+    async fn what_was_peeked_at_is_read_again() {
+        let (mut wire, mut theirs) = pair();
+        theirs.write_all(b"PRI * HTTP/1.1\r\n").await.unwrap();
+        assert!(wire.try_peek(&mut [0; 24]).await.unwrap());
+        let mut again = [0; 16];
+        wire.read_exact(&mut again).await.unwrap();
+        assert_eq!(&again, b"PRI * HTTP/1.1\r\n");
     }
 }
