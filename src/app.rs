@@ -82,7 +82,13 @@ impl App {
         let house = build::house(config, None).await.map_err(Error::Rooms)?;
         let gateway = Arc::new(Gateway::new(house, audit.clone(), metrics.clone(), sealer));
         let (shutdown, stopping) = watch::channel(false);
-        let admin = Arc::new(admin::Desk::new(gateway.clone(), audit.clone(), metrics.clone(), stopping.clone()));
+        let admin = Arc::new(admin::Desk::new(
+            gateway.clone(),
+            audit.clone(),
+            metrics.clone(),
+            server.clone(),
+            stopping.clone(),
+        ));
         let running = tokio::spawn({
             let (server, gateway) = (server.clone(), gateway.clone());
             async move { server.run(gateway, admin, stopping).await }

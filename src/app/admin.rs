@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use crate::audit::Audit;
 use crate::gateway::Gateway;
 use crate::server::Admin;
+use crate::server::Server;
 use crate::telemetry::metrics::Metrics;
 
 /// Between two looks at limits and backends.
@@ -19,6 +20,7 @@ pub(super) struct Desk {
     gateway: Arc<Gateway>,
     audit: Arc<Audit>,
     metrics: Arc<Metrics>,
+    server: Arc<Server>,
     stopping: watch::Receiver<bool>,
 }
 
@@ -27,9 +29,10 @@ impl Desk {
         gateway: Arc<Gateway>,
         audit: Arc<Audit>,
         metrics: Arc<Metrics>,
+        server: Arc<Server>,
         stopping: watch::Receiver<bool>,
     ) -> Desk {
-        Desk { gateway, audit, metrics, stopping }
+        Desk { gateway, audit, metrics, server, stopping }
     }
 }
 
@@ -50,6 +53,8 @@ impl Admin for Desk {
 
     fn metrics(&self) -> String {
         gauges(&self.gateway, &self.audit, &self.metrics);
+        let counts = self.server.counts();
+        self.metrics.listeners(counts.connections, counts.connections_refused, counts.handshakes_failed);
         self.metrics.render()
     }
 

@@ -48,9 +48,9 @@ pub struct Metrics {
     pub in_flight: IntGauge,
     /// Raised when a stream to a client starts, lowered when it ends.
     pub open_streams: IntGauge,
-    connections: IntGaugeVec,
-    /// Raised for each connection that is closed because too many are open.
-    pub connections_refused: IntCounter,
+    connections: IntGauge,
+    connections_refused: IntCounter,
+    handshakes_failed: IntCounter,
     backend_up: IntGaugeVec,
     catalog_tools: IntGaugeVec,
     audit_records: IntCounter,
@@ -84,8 +84,9 @@ impl Metrics {
             tool_calls: counters(&registry, names::TOOL_CALLS),
             in_flight: register(&registry, IntGauge::with_opts(opts(names::IN_FLIGHT))),
             open_streams: register(&registry, IntGauge::with_opts(opts(names::OPEN_STREAMS))),
-            connections: gauges(&registry, names::CONNECTIONS),
+            connections: register(&registry, IntGauge::with_opts(opts(names::CONNECTIONS))),
             connections_refused: register(&registry, IntCounter::with_opts(opts(names::CONNECTIONS_REFUSED))),
+            handshakes_failed: register(&registry, IntCounter::with_opts(opts(names::HANDSHAKES_FAILED))),
             backend_up: gauges(&registry, names::BACKEND_UP),
             catalog_tools: gauges(&registry, names::CATALOG_TOOLS),
             audit_records: register(&registry, IntCounter::with_opts(opts(names::AUDIT_RECORDS))),
@@ -124,9 +125,11 @@ impl Metrics {
         }
     }
 
-    /// The connections of a listener: raise and lower it, or set it.
-    pub fn connections(&self, listener: &str) -> Option<IntGauge> {
-        self.connections.get_metric_with_label_values(&[listener]).ok()
+    /// To be called before each [`Metrics::render`]: what the listeners have counted so far.
+    pub fn listeners(&self, open: usize, refused: u64, handshakes_failed: u64) {
+        self.connections.set(open.try_into().unwrap_or(i64::MAX));
+        self.connections_refused.inc_by(refused.saturating_sub(self.connections_refused.get()));
+        self.handshakes_failed.inc_by(handshakes_failed.saturating_sub(self.handshakes_failed.get()));
     }
 
     pub fn backend(&self, backend: &str, up: bool, tools: usize) {
@@ -243,7 +246,7 @@ mod tests {
             upstream_us: Some(700),
             ..Record::default()
         });
-        metrics.connections("127.0.0.1:8080").unwrap().inc();
+        metrics.listeners(1, 2, 3);
         metrics.backend("vault", true, 7);
         metrics.audit(&audit::Status { written: 5, dropped: 1, healthy: true, seq: 5, hash: [0; 32] });
         metrics.loaded();
@@ -278,7 +281,9 @@ mod tests {
             r#"wardgate_rejections_total{reason="rate_limited"} 1"#,
             r#"wardgate_limited_total{limit="principal"} 1"#,
             r#"wardgate_tool_calls_total{backend="vault",decision="refused",effect="read"} 1"#,
-            r#"wardgate_connections{listener="127.0.0.1:8080"} 1"#,
+            "wardgate_connections 1",
+            "wardgate_connections_refused_total 2",
+            "wardgate_tls_handshakes_failed_total 3",
             r#"wardgate_catalog_tools{backend="vault"} 7"#,
             "wardgate_audit_records_total 5",
             "wardgate_audit_dropped_total 1",

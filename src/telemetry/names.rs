@@ -65,9 +65,11 @@ pub const TOOL_CALLS: Metric = counter(
 pub const IN_FLIGHT: Metric =
     gauge("wardgate_in_flight_requests", &[], "Requests admitted and not yet closed, streams included.");
 pub const OPEN_STREAMS: Metric = gauge("wardgate_open_streams", &[], "Event streams open to clients.");
-pub const CONNECTIONS: Metric = gauge("wardgate_connections", &["listener"], "Connections open to a listener.");
+pub const CONNECTIONS: Metric = gauge("wardgate_connections", &[], "Connections open to the MCP listeners.");
 pub const CONNECTIONS_REFUSED: Metric =
     counter("wardgate_connections_refused_total", &[], "Connections closed at once because the maximum was open.");
+pub const HANDSHAKES_FAILED: Metric =
+    counter("wardgate_tls_handshakes_failed_total", &[], "TLS handshakes that were not finished or not trusted.");
 pub const BACKEND_UP: Metric =
     gauge("wardgate_backend_up", &["backend"], "1 when the backend answered its last health check.");
 pub const CATALOG_TOOLS: Metric = gauge("wardgate_catalog_tools", &["backend"], "Tools known of a backend.");
@@ -101,6 +103,7 @@ pub const ALL: &[Metric] = &[
     OPEN_STREAMS,
     CONNECTIONS,
     CONNECTIONS_REFUSED,
+    HANDSHAKES_FAILED,
     BACKEND_UP,
     CATALOG_TOOLS,
     AUDIT_RECORDS,
