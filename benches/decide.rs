@@ -129,17 +129,13 @@ fn decide(criterion: &mut Criterion) {
     let mut lists = criterion.benchmark_group("list of 1,000 tools");
     lists.sample_size(20);
     lists.bench_function("new principal", |b| {
-        b.iter_batched(
-            &mut stranger,
-            |who| black_box(plain.decide_list(&who, 1, &decls, &context)),
-            BatchSize::SmallInput,
-        );
+        b.iter_batched(&mut stranger, |who| black_box(plain.list(&who, &decls, &context)), BatchSize::SmallInput);
     });
-    lists.bench_function("seen principal", |b| b.iter(|| black_box(plain.decide_list(&alice, 1, &decls, &context))));
+    lists.bench_function("seen principal", |b| b.iter(|| black_box(plain.list(&alice, &decls, &context))));
     lists
         .bench_function("seen principal, tool by tool", |b| b.iter(|| black_box(plain.list(&alice, &decls, &context))));
     lists.bench_function("seen principal, dependent on arguments", |b| {
-        b.iter(|| black_box(timed.decide_list(&alice, 1, &decls, &context)))
+        b.iter(|| black_box(timed.list(&alice, &decls, &context)))
     });
     lists.finish();
 }

@@ -130,7 +130,7 @@ fn configuration(folder: &Path, issuer: &Issuer, port: u16, admin: u16, upstream
         "identity": [{ "oidc": { "issuer": "https://idp.bench", "audience": AUDIENCE, "jwks_file": folder.join("jwks.json"), "algorithms": ["ES256"] } }],
         "mode": "read-only",
         "grants": [{ "scope": "mcp.read", "allow": ["read"] }],
-        "limits": { "address": { "calls": "1000000000 per 1s" }, "principal": { "calls": "1000000000 per 1s", "concurrent": 20000 } },
+        "limits": { "address": "1000000000 per 1s", "principal": { "calls": "1000000000 per 1s", "concurrent": 20000 } },
         "backends": { "origin": { "http": { "url": format!("http://127.0.0.1:{upstream}/mcp"), "connections_max": 20000 }, "era": "modern", "trust_annotations": true } },
         "routes": [{ "path": "/mcp", "backends": ["origin"] }],
         "admin": { "address": format!("127.0.0.1:{admin}") },

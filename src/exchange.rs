@@ -68,7 +68,7 @@ impl Request {
     }
 }
 
-/// 128 random bits that name one exchange, written as 32 hex digits.
+/// Names one exchange: 64 random bits of the process and a count, written as 32 hex digits. Unique, not secret.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub struct RequestId(pub u128);
 

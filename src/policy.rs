@@ -32,8 +32,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use moka::sync::Cache;
-
 use self::engine::Engine;
 use self::engine::Verdict;
 use self::grants::Lowered;
@@ -173,14 +171,10 @@ pub struct Listed {
     pub cacheable: bool,
 }
 
-/// Whole lists remembered, in bytes: one byte for each declaration.
-const LISTS_BYTES_MAX: u64 = 64 * 1024 * 1024;
-
 /// The judgement as configured. Immutable: a reload makes a new one, with nothing remembered.
 pub struct Policy {
     engine: Engine,
     lowered: Lowered,
-    lists: Cache<(u128, u64, Mode), Arc<[bool]>>,
     notes: Vec<String>,
 }
 
@@ -202,9 +196,7 @@ impl Policy {
             .map_err(|error| errors.push(Error::Set { what: error.to_string() }));
         match policies {
             Ok(policies) if errors.is_empty() => {
-                let weigher = |_: &_, list: &Arc<[bool]>| u32::try_from(list.len() + 128).unwrap_or(u32::MAX);
-                let lists = Cache::builder().max_capacity(LISTS_BYTES_MAX).weigher(weigher).build();
-                Ok(Policy { engine: Engine::new(policies, reads_args), lowered, lists, notes })
+                Ok(Policy { engine: Engine::new(policies, reads_args), lowered, notes })
             }
             Ok(_) | Err(()) => Err(errors),
         }
@@ -255,28 +247,6 @@ impl Policy {
         };
         let listed = decls.iter().map(show).collect();
         Listed { listed, cacheable }
-    }
-
-    /// [`Policy::list`], remembered as a whole where no answer depends on the context.
-    ///
-    /// `version` names the list: equal versions mean equal declarations, whatever the backend.
-    pub fn decide_list(
-        &self,
-        principal: &Principal,
-        version: u64,
-        decls: &[Arc<Decl>],
-        context: &Context,
-    ) -> Arc<[bool]> {
-        let key = (principal.authority(), version, context.mode);
-        if let Some(known) = self.lists.get(&key).filter(|known| known.len() == decls.len()) {
-            return known;
-        }
-        let Listed { listed, cacheable } = self.list(principal, decls, context);
-        let listed: Arc<[bool]> = listed.into();
-        if cacheable {
-            self.lists.insert(key, listed.clone());
-        }
-        listed
     }
 
     /// The grants as Cedar policies.

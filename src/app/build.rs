@@ -100,23 +100,27 @@ fn fingerprint(config: &remote::Config) -> [u8; 32] {
     print
 }
 
-/// Would these rooms do? For `check`: nothing is bound, nothing is connected to.
+/// Would these rooms do? For `check`: nothing is bound, nothing is connected to. Gives what the operator should know.
 ///
 /// # Errors
 /// Every problem, one a line.
-pub fn try_rooms(loaded: &Loaded) -> Result<(), String> {
+pub fn try_rooms(loaded: &Loaded) -> Result<Vec<String>, String> {
     let config = &loaded.config;
     let mut problems = Vec::new();
-    if let Err(errors) = Policy::new(&config.policy) {
-        problems.extend(errors.iter().map(ToString::to_string));
-    }
+    let notes = match Policy::new(&config.policy) {
+        Ok(policy) => policy.notes().to_vec(),
+        Err(errors) => {
+            problems.extend(errors.iter().map(ToString::to_string));
+            Vec::new()
+        }
+    };
     if let Err(error) = Identity::new(config.identity.clone()) {
         problems.push(error.to_string());
     }
     if let Err(error) = crate::server::check(&config.server) {
         problems.push(error.to_string());
     }
-    if problems.is_empty() { Ok(()) } else { Err(problems.join("\n")) }
+    if problems.is_empty() { Ok(notes) } else { Err(problems.join("\n")) }
 }
 
 /// Says once, in the log, what each backend offers and how much of it this mode shows.

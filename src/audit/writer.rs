@@ -31,6 +31,9 @@ use super::sink::Tail;
 const BATCH_BYTES: usize = 256 * 1024;
 /// At most so long after its write, a line is synced to disk.
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// After a batch, so long is waited for more: a request that finds the writer gathering need not wake it, which costs
+/// more than writing its line.
+const GATHER: Duration = Duration::from_millis(5);
 /// Between attempts on a sink that fails.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -213,11 +216,15 @@ impl Writer {
 
     pub(super) fn run(mut self) {
         loop {
+            let busy = !self.lines.is_empty();
             if !self.write() {
                 return self.give_up();
             }
             self.sync_if_due();
             self.publish();
+            if busy {
+                self.gather();
+            }
             match self.queue.recv_timeout(self.patience()) {
                 Ok(message) => self.take(message),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -228,6 +235,17 @@ impl Writer {
                 self.reopen();
             }
         }
+    }
+
+    /// Waits for lines to come together, unless somebody waits for those that are here.
+    fn gather(&self) {
+        let shared = &self.shared;
+        let alone = |progress: &mut Progress| {
+            shared.flush_to.load(SeqCst) <= progress.settled
+                && !shared.reopen.load(SeqCst)
+                && !shared.closing.load(SeqCst)
+        };
+        drop(shared.moved.wait_timeout_while(shared.progress(), GATHER, alone));
     }
 
     fn patience(&self) -> Duration {

@@ -26,8 +26,13 @@ impl Check {
         for warning in &loaded.warnings {
             complain(&format!("warning: {warning}"));
         }
-        if let Err(error) = app::try_rooms(&loaded) {
-            return complain(&format!("the configuration is not valid:\n{error}"));
+        match app::try_rooms(&loaded) {
+            Ok(notes) => {
+                for note in notes {
+                    complain(&format!("note: {note}"));
+                }
+            }
+            Err(error) => return complain(&format!("the configuration is not valid:\n{error}")),
         }
         if self.quiet { super::OK } else { print(&config::show(&loaded)) }
     }

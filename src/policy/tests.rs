@@ -370,25 +370,21 @@ fn two_principals_never_share_a_remembered_decision() {
 }
 
 #[test]
-fn a_list_is_remembered_only_if_nothing_in_it_depends_on_the_context() {
+fn a_list_may_be_remembered_only_if_nothing_in_it_depends_on_the_context() {
     let decls = [tool("a", Effect::Read), tool("b", Effect::Write), tool("c", Effect::Destroy)];
     let alice = caller("alice", &["mcp.read"]);
     let plain = policy(&[scope_grant("mcp.read", &[Effect::Read, Effect::Destroy], &[])], &[]);
     let listed = plain.list(&alice, &decls, &noon());
     assert_eq!(listed, Listed { listed: vec![true, false, true], cacheable: true });
-    let first = plain.decide_list(&alice, 1, &decls, &noon());
-    assert_eq!(*first, [true, false, true]);
-    assert!(Arc::ptr_eq(&first, &plain.decide_list(&alice, 1, &decls, &noon())));
     let read_only = Context { mode: Mode::ReadOnly, ..noon() };
-    assert_eq!(*plain.decide_list(&alice, 1, &decls, &read_only), [true, false, false], "the mode is part of the key");
-    assert_eq!(*plain.decide_list(&caller("bob", &[]), 1, &decls, &noon()), [false; 3]);
-    assert_eq!(*plain.decide_list(&alice, 2, &decls[1..], &noon()), [false, true]);
+    assert_eq!(plain.list(&alice, &decls, &read_only).listed, [true, false, false]);
+    assert_eq!(plain.list(&caller("bob", &[]), &decls, &noon()).listed, [false; 3]);
 
     let timed = policy(
         &[scope_grant("mcp.read", &[Effect::Read], &[])],
         &["forbid (principal, action, resource) unless { context.mtls };"],
     );
     assert!(!timed.list(&alice, &decls, &noon()).cacheable);
-    assert_eq!(*timed.decide_list(&alice, 1, &decls, &noon()), [false; 3]);
-    assert_eq!(*timed.decide_list(&alice, 1, &decls, &Context { mtls: true, ..noon() }), [true, false, false]);
+    assert_eq!(timed.list(&alice, &decls, &noon()).listed, [false; 3]);
+    assert_eq!(timed.list(&alice, &decls, &Context { mtls: true, ..noon() }).listed, [true, false, false]);
 }

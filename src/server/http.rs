@@ -19,7 +19,9 @@
 mod body;
 
 use std::sync::Arc;
+use std::sync::LazyLock;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use std::time::Instant;
@@ -121,11 +123,20 @@ struct Birth {
 
 impl Birth {
     fn now() -> Option<Birth> {
-        let mut id = [0; 16];
-        SystemRandom::new().fill(&mut id).ok()?;
-        Some(Birth { id: RequestId(u128::from_ne_bytes(id)), at: SystemTime::now(), started: Instant::now() })
+        let process = (*PROCESS)?;
+        let count = COUNT.fetch_add(1, Relaxed);
+        let id = RequestId(u128::from(process) << 64 | u128::from(count));
+        Some(Birth { id, at: SystemTime::now(), started: Instant::now() })
     }
 }
+
+/// Half of a request's name: 64 random bits of this process. The other half counts; a name must be unique, not secret,
+/// and a system call for each request is too much for that.
+static PROCESS: LazyLock<Option<u64>> = LazyLock::new(|| {
+    let mut bits = [0; 8];
+    SystemRandom::new().fill(&mut bits).ok().map(|()| u64::from_ne_bytes(bits))
+});
+static COUNT: AtomicU64 = AtomicU64::new(0);
 
 impl Connection {
     pub(super) fn new(edge: Arc<Edge>, gate: &Gate, peer: Arc<Peer>, reach: Reach, gauge: Arc<Gauge>) -> Connection {

@@ -25,7 +25,9 @@ pub enum Error {
 pub fn init(level: &str, json: bool) -> Result<(), Error> {
     // pingora tells at `error` of every scanner that fails a handshake; the gateway counts those. First, so that a
     // filter of the operator's own wins.
-    let filter = EnvFilter::builder().parse(format!("pingora_core=off,{level}")).map_err(|_| Error::Level { level: level.to_owned() })?;
+    let filter = EnvFilter::builder()
+        .parse(format!("pingora_core=off,{level}"))
+        .map_err(|_| Error::Level { level: level.to_owned() })?;
     // Colours are escape sequences, which is what must not be in a line: they come from nobody.
     let logs =
         tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(Lines { json, to: io::stderr });
