@@ -34,6 +34,7 @@ use wardgate::exchange::RequestId;
 use wardgate::exchange::Verb;
 use wardgate::gateway::Gateway;
 use wardgate::gateway::House;
+use wardgate::gateway::Lists;
 use wardgate::gateway::Member;
 use wardgate::gateway::Sealer;
 use wardgate::identity;
@@ -153,6 +154,7 @@ fn gateway(issuer: &Issuer, folder: &std::path::Path) -> Gateway {
         routes: route::Config {
             routes: vec![Route { path: "/mcp".to_owned(), host: None, backend: name, mode: None }],
         },
+        lists: Lists::new(),
         first_scopes: Vec::new(),
     };
     let audit =

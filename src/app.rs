@@ -220,6 +220,11 @@ impl App {
     /// # Errors
     /// Why the old configuration stays in force.
     pub async fn take(&self, loaded: Loaded) -> Result<Vec<String>, String> {
+        if loaded.config.identity.anonymous.is_some() && !self.server.all_local() {
+            let why =
+                "`anonymous` needs listeners that only this machine reaches; the open ones change after a restart";
+            return Err(why.to_owned());
+        }
         let old = self.gateway.house();
         let house = build::house(&loaded.config, Some(&old)).await.map_err(|problems| problems.join("\n"))?;
         let mut notes: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();

@@ -28,10 +28,12 @@ use http::HeaderValue;
 use http::header::ALLOW;
 use http::header::RETRY_AFTER;
 use http::header::WWW_AUTHENTICATE;
+use tokio::sync::watch;
 
 pub use house::House;
 pub use house::Member;
 pub use legacy::Sealer;
+pub use list::Lists;
 pub use rejection::Facts;
 pub use rejection::Rejection;
 pub use rejection::Side;
@@ -53,10 +55,11 @@ use prepare::Asked;
 /// The spine. One per process; what a reload changes is in the [`House`].
 pub struct Gateway {
     house: ArcSwap<House>,
+    /// Which house it is by now. Open-ended streams end when it changes, to be judged anew.
+    reloads: watch::Sender<u64>,
     audit: Arc<Audit>,
     metrics: Arc<Metrics>,
     sealer: Arc<Sealer>,
-    lists: Arc<list::Lists>,
 }
 
 /// What is known of a request that was refused before it could become a [`Request`].
@@ -75,13 +78,7 @@ pub struct Head {
 
 impl Gateway {
     pub fn new(house: Arc<House>, audit: Arc<Audit>, metrics: Arc<Metrics>, sealer: Sealer) -> Gateway {
-        Gateway {
-            house: ArcSwap::new(house),
-            audit,
-            metrics,
-            sealer: Arc::new(sealer),
-            lists: Arc::new(list::Lists::new()),
-        }
+        Gateway { house: ArcSwap::new(house), reloads: watch::Sender::new(0), audit, metrics, sealer: Arc::new(sealer) }
     }
 
     /// The configuration in force. A request takes it once, so it sees one configuration from end to end.
@@ -91,34 +88,43 @@ impl Gateway {
 
     /// Puts a new configuration in force and returns the old one.
     pub fn swap(&self, house: Arc<House>) -> Arc<House> {
-        self.lists.clear();
-        self.house.swap(house)
+        let old = self.house.swap(house);
+        self.reloads.send_modify(|count| *count += 1);
+        old
     }
 
     /// Total: one request, one reply, one audit record. Dropping the future (the client left) still leaves a record.
     pub async fn serve(&self, request: Request) -> Reply {
+        // Before the house: a reload in between must be seen, not missed.
+        let reloads = self.reloads.subscribe();
         let house = self.house.load_full();
         let mut open = Open::begin(&request, &self.audit, &self.metrics);
         if !self.audit.available() {
-            return self.reject(&house, &request.path, open, Rejection::AuditUnavailable);
+            return self.reject(&house, (&request.host, &request.path), open, Rejection::AuditUnavailable);
         }
-        let work = AssertUnwindSafe(self.answer(&house, &request, &mut open)).catch_unwind();
+        let work = AssertUnwindSafe(self.answer(&house, &request, reloads, &mut open)).catch_unwind();
         let ended = pingora::time::timeout(request.deadline.saturating_duration_since(Instant::now()), work).await;
         match ended {
             Ok(Ok(Ok(outgoing))) => outgoing.into_reply(open),
-            Ok(Ok(Err(rejection))) => self.reject(&house, &request.path, open, rejection),
-            Ok(Err(_panic)) => self.reject(&house, &request.path, open, Rejection::Internal),
+            Ok(Ok(Err(rejection))) => self.reject(&house, (&request.host, &request.path), open, rejection),
+            Ok(Err(_panic)) => self.reject(&house, (&request.host, &request.path), open, Rejection::Internal),
             Err(_elapsed) => {
                 let backend = house
                     .routes
                     .find(&request.host, &request.path)
                     .map_or_else(|| "".into(), |route| route.backend.clone());
-                self.reject(&house, &request.path, open, Rejection::BackendTimeout { backend })
+                self.reject(&house, (&request.host, &request.path), open, Rejection::BackendTimeout { backend })
             }
         }
     }
 
-    async fn answer(&self, house: &Arc<House>, request: &Request, open: &mut Open) -> Result<Outgoing, Rejection> {
+    async fn answer(
+        &self,
+        house: &Arc<House>,
+        request: &Request,
+        reloads: watch::Receiver<u64>,
+        open: &mut Open,
+    ) -> Result<Outgoing, Rejection> {
         let route = house.routes.find(&request.host, &request.path).ok_or(Rejection::NotFound)?;
         let principal = house.identity.verify(request).await?; // 401 here, and only here
         open.who(&principal);
@@ -140,10 +146,10 @@ impl Gateway {
         let want = apply::Want::of(&permit);
         let answer = open.timed(member.backend.call(permit, credential, request.deadline)).await?;
         let desk = Desk {
-            lists: self.lists.clone(),
             sealer: self.sealer.clone(),
             house: house.clone(),
             backend: member.backend.clone(),
+            reloads,
             principal,
             context: judged.context,
         };
@@ -154,7 +160,7 @@ impl Gateway {
     pub fn refuse(&self, head: Head, rejection: Rejection) -> Reply {
         let house = self.house.load_full();
         let path = head.path.clone();
-        self.reject(&house, &path, Open::begin_refused(head, &self.audit, &self.metrics), rejection)
+        self.reject(&house, ("", &path), Open::begin_refused(head, &self.audit, &self.metrics), rejection)
     }
 
     /// Is this address within its rate, counted now? Before anything is read.
@@ -171,16 +177,16 @@ impl Gateway {
     }
 
     /// Every refusal leaves here: status, headers, JSON-RPC error with the id, record.
-    fn reject(&self, house: &House, path: &str, open: Open, rejection: Rejection) -> Reply {
+    fn reject(&self, house: &House, (host, path): (&str, &str), open: Open, rejection: Rejection) -> Reply {
         let era = open.era();
         let facts = rejection.facts(era);
         let body = error_body(open.id(), facts.code, &rejection.words(), rejection.data(era));
         let mut reply = Reply::json(facts.status, body);
-        let metadata_url = || house.metadata_url(path);
+        let metadata_url = || house.metadata_url(host, path);
         let header = match &rejection {
             Rejection::Identity { problem } if facts.status == 401 => Some((
                 WWW_AUTHENTICATE,
-                challenge::challenge(problem, metadata_url().as_deref(), &house.base_scopes(path)),
+                challenge::challenge(problem, metadata_url().as_deref(), &house.base_scopes(host, path)),
             )),
             Rejection::InsufficientScope { scopes } => {
                 Some((WWW_AUTHENTICATE, challenge::insufficient_scope(scopes, metadata_url().as_deref())))

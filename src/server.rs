@@ -227,6 +227,14 @@ impl Server {
         self.posts.iter().map(|post| (post.label().to_string(), post.bound().to_owned())).collect()
     }
 
+    /// Only this machine reaches the listeners that are open now.
+    pub fn all_local(&self) -> bool {
+        self.posts.iter().all(|post| match post.address() {
+            Address::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Address::Unix(..) => true,
+        })
+    }
+
     /// The admin listener as bound.
     pub fn admin_address(&self) -> Option<String> {
         self.admin.as_ref().map(|(_, bound)| bound.clone())

@@ -11,6 +11,7 @@ use crate::config::Loaded;
 use crate::credentials;
 use crate::gateway::Gateway;
 use crate::gateway::House;
+use crate::gateway::Lists;
 use crate::gateway::Member;
 use crate::identity::Identity;
 use crate::limits::Limits;
@@ -58,6 +59,7 @@ pub(super) async fn house(config: &Config, old: Option<&House>) -> Result<Arc<Ho
         policy,
         public_url: config.public_url.clone(),
         routes: config.routes.clone(),
+        lists: Lists::new(),
         first_scopes: first_scopes(&config.policy.grants),
     }))
 }
@@ -84,6 +86,10 @@ fn member(config: &remote::Config, old: Option<&House>) -> Result<Member, String
 fn fingerprint(config: &remote::Config) -> [u8; 32] {
     let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
     digest.update(format!("{config:?}").as_bytes());
+    if let credentials::Config::Static { value, .. } = &config.credential {
+        digest.update(b"credential");
+        digest.update(value.expose().as_bytes());
+    }
     match &config.transport {
         remote::Transport::Http(http) => {
             let client = http.tls.client.iter().flat_map(|(chain, key)| [chain, key]);

@@ -78,11 +78,12 @@ impl Front {
         if self.print_config {
             return super::print(&text);
         }
-        let loaded = match config::parse(&text, Path::new("front"), config::Options::default()) {
+        let load = move || config::parse(&text, Path::new("front"), config::Options::default());
+        let loaded = match load() {
             Ok(loaded) => loaded,
             Err(errors) => return complain(&format!("these flags do not work together:\n{errors}")),
         };
-        match app::run(loaded, None).await {
+        match app::run(loaded, Some(Box::new(load))).await {
             Ok(()) => super::OK,
             Err(error) => complain(&error.to_string()),
         }

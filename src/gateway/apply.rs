@@ -9,17 +9,20 @@ use futures_util::stream::BoxStream;
 use http::HeaderName;
 use http::HeaderValue;
 use serde::Deserialize;
+use tokio::sync::watch;
 
 use super::House;
 use super::Open;
 use super::Rejection;
 use super::Sealer;
 use super::flow::Flow;
-use super::list::Lists;
 use crate::backend;
 use crate::backend::Answer;
 use crate::backend::Backend;
 use crate::backend::Content;
+use crate::catalog;
+use crate::catalog::Decl;
+use crate::catalog::Effect;
 use crate::catalog::Operation;
 use crate::catalog::Session;
 use crate::exchange::Body;
@@ -52,14 +55,18 @@ pub(super) struct Want {
     initialize: bool,
     /// A GET stream: server messages, and replayed answers when resumed.
     pub(super) stream: bool,
+    /// Ends only when somebody ends it: GET streams and `subscriptions/listen`.
+    pub(super) open_ended: bool,
 }
 
 impl Want {
     pub(super) fn of(permit: &Permit) -> Want {
         match &permit.call().operation {
-            Operation::EndSession => Want { id: None, era: Era::Legacy, list: None, initialize: false, stream: false },
+            Operation::EndSession => {
+                Want { id: None, era: Era::Legacy, list: None, initialize: false, stream: false, open_ended: false }
+            }
             Operation::Stream { .. } => {
-                Want { id: None, era: Era::Legacy, list: None, initialize: false, stream: true }
+                Want { id: None, era: Era::Legacy, list: None, initialize: false, stream: true, open_ended: true }
             }
             Operation::Post(message) => Want {
                 id: match &message.kind {
@@ -70,6 +77,7 @@ impl Want {
                 list: message.method.and_then(ListKind::of),
                 initialize: message.method == Some(Method::Initialize),
                 stream: false,
+                open_ended: message.method == Some(Method::SubscriptionsListen),
             },
         }
     }
@@ -77,10 +85,10 @@ impl Want {
 
 /// Everything the answer is judged with; owned, because a stream outlives its request.
 pub(super) struct Desk {
-    pub(super) lists: Arc<Lists>,
     pub(super) sealer: Arc<Sealer>,
     pub(super) house: Arc<House>,
     pub(super) backend: Arc<dyn Backend>,
+    pub(super) reloads: watch::Receiver<u64>,
     pub(super) principal: Arc<Principal>,
     pub(super) context: policy::Context,
 }
@@ -187,7 +195,7 @@ impl Desk {
         }
         let (body, hidden) = match (want.list, &want.id, error_code) {
             (Some(kind), Some(id), None) => {
-                self.lists.filter(self, kind, &body, id).map_err(|what| self.breaks(what))?
+                self.house.lists.filter(self, kind, &body, id).map_err(|what| self.breaks(what))?
             }
             _ => (body, 0),
         };
@@ -214,10 +222,30 @@ impl Desk {
         Rejection::BackendProtocol { backend }
     }
 
+    /// May the caller know of the resource that `notifications/resources/updated` names?
+    pub(super) fn may_read(&self, notification: &[u8]) -> bool {
+        let uri = serde_json::from_slice::<Updated>(notification).ok().map(|updated| updated.params.uri);
+        let readable = |uri: String| {
+            let decl = Decl::plain(catalog::Kind::Resource, self.backend.name().clone(), &uri, Effect::Read);
+            self.house.policy.lists(&self.principal, &decl, &self.context)
+        };
+        uri.is_some_and(readable)
+    }
+
     /// The answer to a list with only what this caller may use; `None` if it breaks the protocol.
     pub(super) fn filter(&self, kind: ListKind, body: &Bytes, id: &Id) -> Option<(Bytes, usize)> {
-        self.lists.filter(self, kind, body, id).map_err(|what| self.breaks(what)).ok()
+        self.house.lists.filter(self, kind, body, id).map_err(|what| self.breaks(what)).ok()
     }
+}
+
+#[derive(Deserialize)]
+struct Updated {
+    params: UpdatedParams,
+}
+
+#[derive(Deserialize)]
+struct UpdatedParams {
+    uri: String,
 }
 
 /// Reads on until the answer to `initialize` is there, because the session id in the headers needs its version.

@@ -41,6 +41,9 @@ pub(super) struct Flow {
     ends: Option<Instant>,
 }
 
+/// The configuration changed: what was judged under the old one ends.
+struct Reloaded;
+
 /// What one upstream event becomes.
 enum Step {
     /// Passed on; more may come.
@@ -66,14 +69,22 @@ impl Flow {
     /// Starts to flow. The record is closed when the stream ends, or when the client drops it.
     pub(super) fn start(self, open: Open) -> Pin<Box<dyn Stream<Item = Bytes> + Send>> {
         open.metrics().open_streams.inc();
-        let running = Running { flow: self, open, answered: false };
+        let running = Running { flow: self, open, answered: false, resumable: false };
         Box::pin(stream::unfold(Some(running), |running| async move { running?.next().await }))
     }
 
-    async fn event(&mut self) -> Option<Result<Event, backend::Error>> {
-        match self.early.pop_front() {
-            Some(event) => Some(Ok(event)),
-            None => self.upstream.next().await,
+    /// The next event; `Err` when the configuration changed under an open-ended stream.
+    async fn event(&mut self) -> Result<Option<Result<Event, backend::Error>>, Reloaded> {
+        if let Some(event) = self.early.pop_front() {
+            return Ok(Some(Ok(event)));
+        }
+        if !self.want.open_ended {
+            return Ok(self.upstream.next().await);
+        }
+        tokio::select! {
+            biased;
+            Ok(()) = self.desk.reloads.changed() => Err(Reloaded),
+            event = self.upstream.next() => Ok(event),
         }
     }
 
@@ -86,6 +97,10 @@ impl Flow {
             Err(what) => {
                 tracing::warn!(backend = %self.desk.backend.name(), what, "an event was dropped");
                 Step::Drop
+            }
+            // A server may announce more than the caller may read.
+            Ok(Incoming::Notification { method }) if method == "notifications/resources/updated" => {
+                if self.desk.may_read(data) { Step::Pass(event) } else { Step::Drop }
             }
             Ok(Incoming::Notification { .. }) => Step::Pass(event),
             // SPEC: 2026-07-28 streamable-http: no requests on response streams.
@@ -121,16 +136,17 @@ impl Flow {
         let Some(data) = &event.data else {
             return Step::Drop;
         };
-        match (list::kind_of(data), id) {
-            (None, _) => Step::Pass(event),
-            (Some(kind), Some(id)) => match self.desk.filter(kind, data, id) {
+        match (list::kinds_of(data).as_deref(), id) {
+            (Some([]), _) => Step::Pass(event),
+            (Some([kind]), Some(id)) => match self.desk.filter(*kind, data, id) {
                 Some((body, _)) => {
                     event.data = Some(body);
                     Step::Pass(event)
                 }
                 None => Step::Drop,
             },
-            (Some(_), None) => Step::Drop,
+            // Not to be understood, or more than one list: not to be filtered, so not to be passed.
+            _ => Step::Drop,
         }
     }
 
@@ -150,6 +166,8 @@ struct Running {
     flow: Flow,
     open: Open,
     answered: bool,
+    /// A legacy stream with event ids may end early and be resumed (`Last-Event-ID`): its end is not a failure.
+    resumable: bool,
 }
 
 impl Running {
@@ -164,8 +182,11 @@ impl Running {
                     Err(_) => return self.end("token_expired"),
                 },
             };
+            let Ok(event) = event else {
+                return self.end("reloaded");
+            };
             match event {
-                None if self.answered || self.flow.want.id.is_none() => return self.end("streamed"),
+                None if self.answered || self.flow.want.id.is_none() || self.resumable => return self.end("streamed"),
                 // The upstream went away without an answer: the client must not wait for it.
                 None => {
                     let rejection = Rejection::BackendUnavailable { backend: self.flow.desk.backend.name().clone() };
@@ -178,6 +199,7 @@ impl Running {
                 Some(Ok(event)) => match self.flow.step(event, &mut self.open) {
                     Step::Drop => {}
                     Step::Pass(event) => {
+                        self.resumable |= self.flow.want.era == Era::Legacy && event.id.is_some();
                         let bytes = event.to_bytes();
                         self.open.streamed(bytes.len());
                         return Some((bytes, Some(self)));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::Lists;
 use super::Open;
 use super::Rejection;
 use crate::backend::Backend;
@@ -28,6 +29,8 @@ pub struct House {
     pub policy: Policy,
     pub public_url: Option<url::Url>,
     pub routes: route::Config,
+    /// Filtered lists, remembered under this configuration's policy and no other's.
+    pub lists: Lists,
     /// The scopes whose grants do least: what a client is told to ask for first.
     pub first_scopes: Vec<String>,
 }
@@ -54,15 +57,15 @@ impl House {
     }
 
     /// Where the metadata of the route at this path stands; `None` without a public URL, an issuer or such a route.
-    pub(super) fn metadata_url(&self, path: &str) -> Option<String> {
+    pub(super) fn metadata_url(&self, host: &str, path: &str) -> Option<String> {
         // Without an issuer there is nobody to log in at: a link would lead nowhere.
         let base = self.base().filter(|_| !self.identity.issuers().is_empty())?;
-        self.routes.routes.iter().any(|route| route.path == path).then(|| format!("{base}{WELL_KNOWN}{path}"))
+        self.routes.find(host, path).is_some().then(|| format!("{base}{WELL_KNOWN}{path}"))
     }
 
     /// The scopes a client should ask for first: the least that opens this route.
-    pub(super) fn base_scopes(&self, path: &str) -> Vec<String> {
-        let route = self.routes.routes.iter().find(|route| route.path == path);
+    pub(super) fn base_scopes(&self, host: &str, path: &str) -> Vec<String> {
+        let route = self.routes.find(host, path);
         route.map(|route| self.scopes_of(&route.backend)).unwrap_or_default()
     }
 

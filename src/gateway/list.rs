@@ -27,19 +27,21 @@ struct Filtered {
 }
 
 /// The pages filtered lately. A server sends the same list again and again; only the id differs.
-pub(super) struct Lists {
+pub struct Lists {
     cache: Cache<(u128, Arc<str>, ListKind), Arc<Filtered>>,
 }
 
+impl Default for Lists {
+    fn default() -> Self {
+        Lists::new()
+    }
+}
+
 impl Lists {
-    pub(super) fn new() -> Lists {
+    pub fn new() -> Lists {
         let weigher =
             |_: &_, page: &Arc<Filtered>| u32::try_from(page.input.len() + page.output.len()).unwrap_or(u32::MAX);
         Lists { cache: Cache::builder().max_capacity(CACHE_BYTES_MAX).weigher(weigher).build() }
-    }
-
-    pub(super) fn clear(&self) {
-        self.cache.invalidate_all();
     }
 
     /// The answer with only what this caller may use, and how many entries were hidden.

@@ -174,7 +174,7 @@ impl Open {
         self.record.error_code = Some(facts.code);
         tracing::info!(
             request_id = %self.record.request_id, reason = facts.reason, side = facts.side.as_str(), status = facts.status,
-            "request refused: {}", rejection.words()
+            "request refused"
         );
         let failed = facts.side != super::Side::Downstream;
         self.reply(if failed { "failed" } else { "refused" }, reply);

@@ -99,6 +99,8 @@ impl Asked {
             return match self.operation {
                 // Nothing to end.
                 Operation::EndSession => Err(Rejection::MethodNotAllowed { allow: "GET, POST" }),
+                // Without a session nobody was asked anything.
+                Operation::Post(ref message) if message.method.is_none() => Err(Rejection::SessionUnknown),
                 Operation::Post(_) | Operation::Stream { .. } => Ok(None),
             };
         };

@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use super::Binding;
@@ -30,6 +31,16 @@ pub enum ListKind {
 
 impl ListKind {
     pub const ALL: [ListKind; 4] = [ListKind::Prompts, ListKind::Resources, ListKind::Templates, ListKind::Tools];
+
+    /// The member of the result that holds the entries.
+    fn member(self) -> &'static str {
+        match self {
+            ListKind::Prompts => "prompts",
+            ListKind::Resources => "resources",
+            ListKind::Templates => "resourceTemplates",
+            ListKind::Tools => "tools",
+        }
+    }
 
     pub fn of(method: Method) -> Option<ListKind> {
         match method {
@@ -103,10 +114,21 @@ struct EntryWire<'a> {
     input_schema: Option<&'a RawValue>,
 }
 
-/// Which list a result carries, whatever was asked: for answers that come without their question (resumed streams).
-pub fn kind_of(answer: &[u8]) -> Option<ListKind> {
-    let listing = serde_json::from_slice::<Envelope<'_>>(answer).ok()?.result?;
-    ListKind::ALL.into_iter().find(|kind| listing.entries(*kind).is_some())
+/// Which lists a result carries, whatever was asked: for answers that come without their question (resumed streams).
+/// `None`: it cannot be told.
+pub fn kinds_of(answer: &[u8]) -> Option<Vec<ListKind>> {
+    #[derive(Deserialize)]
+    struct Answer<'a> {
+        #[serde(borrow)]
+        result: Option<&'a RawValue>,
+    }
+    let Some(result) =
+        serde_json::from_slice::<Answer<'_>>(answer).ok()?.result.filter(|raw| raw.get().starts_with('{'))
+    else {
+        return Some(Vec::new());
+    };
+    let members: HashMap<Cow<'_, str>, IgnoredAny> = serde_json::from_str(result.get()).ok()?;
+    Some(ListKind::ALL.into_iter().filter(|kind| members.contains_key(kind.member())).collect())
 }
 
 impl Listing<'_> {

@@ -1,9 +1,11 @@
 //! `Message`: one parsed and checked JSON-RPC message of a client, and why one is refused.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use super::Era;
@@ -427,6 +429,54 @@ struct NotificationsWire<'a> {
     resource_subscriptions: Vec<Cow<'a, str>>,
 }
 
+/// The members that are judged, and the objects below `params` that hold such.
+const JUDGED: [&str; 9] =
+    ["name", "uri", "arguments", "cursor", "ref", "protocolVersion", "_meta", "notifications", "requestId"];
+const JUDGED_IN_REF: [&str; 3] = ["type", "name", "uri"];
+const JUDGED_IN_NOTIFICATIONS: [&str; 1] = ["resourceSubscriptions"];
+const JUDGED_IN_META: [&str; 4] = [
+    "progressToken",
+    "io.modelcontextprotocol/protocolVersion",
+    "io.modelcontextprotocol/clientCapabilities",
+    "io.modelcontextprotocol/logLevel",
+];
+
+/// Another spelling of a judged member is another request for a parser that ignores case (CVE-2026-27896): we would
+/// judge one call and the upstream would run another.
+fn refuse_lookalikes(params: &RawValue) -> Result<(), FaultKind> {
+    let malformed = || FaultKind::InvalidParams { what: "params must be an object".into() };
+    let members: BTreeMap<Cow<'_, str>, &RawValue> = serde_json::from_str(params.get()).map_err(|_| malformed())?;
+    refuse_spellings(members.keys(), &JUDGED)?;
+    for (below, judged) in
+        [("ref", &JUDGED_IN_REF[..]), ("notifications", &JUDGED_IN_NOTIFICATIONS[..]), ("_meta", &JUDGED_IN_META[..])]
+    {
+        if let Some(object) = members.get(below).filter(|object| object.get().starts_with('{')) {
+            let members: BTreeMap<Cow<'_, str>, IgnoredAny> =
+                serde_json::from_str(object.get()).map_err(|_| malformed())?;
+            refuse_spellings(members.keys(), judged)?;
+        }
+    }
+    Ok(())
+}
+
+fn refuse_spellings<'a>(mut keys: impl Iterator<Item = &'a Cow<'a, str>>, judged: &[&str]) -> Result<(), FaultKind> {
+    let other = |key: &Cow<'_, str>| judged.iter().any(|known| key != known && folds_to(key, known));
+    match keys.any(other) {
+        true => Err(FaultKind::InvalidParams { what: "a member of params in another spelling".into() }),
+        false => Ok(()),
+    }
+}
+
+/// Equal for a parser that ignores case: ASCII, and the two letters that Unicode folds into ASCII.
+fn folds_to(key: &str, known: &str) -> bool {
+    let fold = |letter: char| match letter {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        other => other.to_ascii_lowercase(),
+    };
+    key.chars().map(fold).eq(known.chars().map(fold))
+}
+
 impl Params {
     fn read(raw: Option<&RawValue>, body: &Bytes) -> Result<Params, FaultKind> {
         let Some(raw) = raw else {
@@ -435,6 +485,7 @@ impl Params {
         if !raw.get().starts_with('{') {
             return Err(FaultKind::InvalidParams { what: "params must be an object".into() });
         }
+        refuse_lookalikes(raw)?;
         let wire: ParamsWire<'_> = serde_json::from_str(raw.get())
             .map_err(|_| FaultKind::InvalidParams { what: "a member of params has the wrong type".into() })?;
         let slice = |value: &RawValue| body.slice_ref(value.get().as_bytes());

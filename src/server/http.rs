@@ -281,7 +281,9 @@ impl Connection {
         }
         let request = session.req_header();
         let method = clipped(request.method.as_str().as_bytes(), 16);
-        let path = clipped(request.raw_path(), 256);
+        // Without the query: people put tokens there.
+        let path = request.raw_path().split(|byte| matches!(byte, b'?' | b'#')).next().unwrap_or_default();
+        let path = clipped(path, 256);
         let bytes_in = session.body_bytes_read() as u64;
         let head = self.head(birth, method, path, bytes_in);
         Outgoing::new(birth.id, self.edge.spine.refuse(head, rejection))

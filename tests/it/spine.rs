@@ -599,3 +599,69 @@ async fn a_client_certificate_opens_the_gateway_and_names_the_principal() {
     );
     rig.app.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_stream_ends_on_reload_to_be_judged_anew() {
+    let upstream = Scripted::start(|_, _, message| match message["method"].as_str() {
+        Some("tools/list") => scripted::result(message, scripted::two_tools()),
+        _ => {
+            let silence = futures_util::stream::pending::<Result<axum::body::Bytes, std::io::Error>>();
+            let body = axum::body::Body::from_stream(silence);
+            axum::response::Response::builder().header("content-type", "text/event-stream").body(body).unwrap()
+        }
+    })
+    .await;
+    let rig = before(&upstream, "modern").await;
+    let params = json!({ "notifications": { "toolsListChanged": true } });
+    let request = modern_request(&rig.client, &rig.url(), "subscriptions/listen", params).bearer_auth(rig.viewer());
+    let response = request.send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    let mut file = crate::harness::configuration(&rig.issuer, &upstream.url, &rig.audit);
+    file["mode"] = json!("read-only");
+    rig.app.take(load(&file).unwrap()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(10), response.text()).await.expect("the stream ends by itself").unwrap();
+    let record = rig.record(|record| record["method"] == "subscriptions/listen").await;
+    assert_eq!(record["outcome"], "reloaded");
+    rig.app.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_legacy_stream_that_may_be_resumed_does_not_end_in_an_error() {
+    let upstream = Scripted::start(|_, _, message| match message["method"].as_str() {
+        Some("initialize") => scripted::result(message, json!({ "protocolVersion": "2025-11-25", "capabilities": {}, "serverInfo": { "name": "odd", "version": "1" } })),
+        Some("tools/list") => scripted::result(message, scripted::two_tools()),
+        Some("tools/call") => scripted::events("id: 1\nretry: 500\ndata:\n\n".to_owned()),
+        _ => axum::response::Response::builder().status(202).body(axum::body::Body::empty()).unwrap(),
+    })
+    .await;
+    let rig = before(&upstream, "legacy").await;
+    let answer = rig.legacy(&rig.viewer(), None, "tools/call", look()).await;
+    assert_eq!(answer.status, 200);
+    assert!(!answer.text.contains("error") && answer.text.contains("id: 1"), "{}", answer.text);
+    rig.app.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn updates_of_resources_that_may_not_be_read_are_not_passed_on() {
+    let upstream = Scripted::start(|method, _, message| match (method.as_str(), message["method"].as_str()) {
+        ("GET", _) => {
+            let update = |uri: &str| json!({ "jsonrpc": "2.0", "method": "notifications/resources/updated", "params": { "uri": uri } });
+            scripted::events(format!("data: {}\n\ndata: {}\n\n", update("vault://canary"), update("open/readme")))
+        }
+        (_, Some("tools/list")) => scripted::result(message, scripted::two_tools()),
+        _ => axum::response::Response::builder().status(202).body(axum::body::Body::empty()).unwrap(),
+    })
+    .await;
+    let rig = Rig::with(|file| {
+        file["backends"] =
+            json!({ "odd": { "http": { "url": upstream.url }, "trust_annotations": true, "era": "legacy" } });
+        file["routes"][0]["backends"] = json!(["odd"]);
+        file["grants"] = json!([{ "scope": "mcp.read", "allow": ["read"], "tools": ["odd/open*"] }]);
+    })
+    .await;
+    let request = rig.client.get(rig.url()).bearer_auth(rig.viewer()).header("accept", "text/event-stream");
+    let answer = Answer::of(request.send().await.unwrap()).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    assert!(answer.text.contains("open/readme") && !answer.text.contains("canary"), "{}", answer.text);
+    rig.app.shutdown().await;
+}
