@@ -68,8 +68,6 @@ pub struct Http {
     /// Idle pooled connections are closed after this.
     pub idle_timeout: Duration,
     pub connections_max: usize,
-    /// Client request headers passed on (lower case); none by default.
-    pub forward_headers: Vec<String>,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -313,7 +313,6 @@ fn http(http: &remote::Http) -> Shown {
         ),
         ("idle_timeout", span(http.idle_timeout)),
         ("connections_max", word(http.connections_max)),
-        ("forward_headers", unless_empty(&http.forward_headers, text)),
     ])
 }
 

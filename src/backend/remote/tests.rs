@@ -56,7 +56,6 @@ pub(super) fn http_config(endpoints: Vec<Endpoint>) -> Http {
         health: None,
         idle_timeout: Duration::from_secs(30),
         connections_max: 16,
-        forward_headers: Vec::new(),
     }
 }
 

@@ -67,8 +67,6 @@ pub(in crate::config) struct Http {
     pub idle_timeout: Option<Span>,
     /// Calls and streams to it at once, each a connection. Default: `1000`.
     pub connections_max: Option<u32>,
-    /// Names of client request headers that are passed on, for example `x-tenant`. Never credentials. Default: none.
-    pub forward_headers: Option<Vec<String>>,
 }
 
 /// Regular health checks.

@@ -221,9 +221,6 @@ fn http(book: &mut Book<'_>, key: &Key, written: file::Http, with_credential: bo
             ),
         }
     });
-    let forward = written.forward_headers.unwrap_or_default().into_iter().enumerate();
-    let forward_headers =
-        forward.filter_map(|(index, name)| forwarded(book, &key.at("forward_headers").index(index), &name)).collect();
     let connections_max = book.count(key, "connections_max", written.connections_max, CONNECTIONS, CONNECTIONS_MAX);
     Some(Http {
         endpoints,
@@ -231,7 +228,6 @@ fn http(book: &mut Book<'_>, key: &Key, written: file::Http, with_credential: bo
         health,
         idle_timeout: book.span(key, "idle_timeout", written.idle_timeout, HTTP_IDLE_TIMEOUT),
         connections_max: usize::try_from(connections_max).unwrap_or(usize::MAX),
-        forward_headers,
     })
 }
 
@@ -301,24 +297,6 @@ fn endpoint(book: &mut Book<'_>, key: &Key, text: &str, with_credential: bool) -
     let authority = url.port().map_or_else(|| bare.to_owned(), |port| format!("{bare}:{port}"));
     let path = url.query().map_or_else(|| url.path().to_owned(), |query| format!("{}?{query}", url.path()));
     Some(Endpoint { tls, authority, place: Place::Tcp { host, port: url.port_or_known_default()? }, path })
-}
-
-fn forwarded(book: &mut Book<'_>, key: &Key, name: &str) -> Option<String> {
-    let header = name.parse::<HeaderName>().ok();
-    let lower = header.as_ref().map(HeaderName::as_str);
-    match lower {
-        None => book.error(key, format!("`{}` is not a header's name", short(name))),
-        Some(lower) if OWN_HEADERS.contains(&lower) || lower.starts_with("mcp-") => {
-            book.error(
-                key,
-                format!(
-                    "`{lower}` is never passed on: the gateway writes it itself, or it carries the caller's credential"
-                ),
-            );
-        }
-        Some(_) => return lower.map(str::to_owned),
-    }
-    None
 }
 
 fn credential(book: &mut Book<'_>, key: &Key, written: file::Credential) -> credentials::Config {
