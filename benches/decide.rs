@@ -132,8 +132,6 @@ fn decide(criterion: &mut Criterion) {
         b.iter_batched(&mut stranger, |who| black_box(plain.list(&who, &decls, &context)), BatchSize::SmallInput);
     });
     lists.bench_function("seen principal", |b| b.iter(|| black_box(plain.list(&alice, &decls, &context))));
-    lists
-        .bench_function("seen principal, tool by tool", |b| b.iter(|| black_box(plain.list(&alice, &decls, &context))));
     lists.bench_function("seen principal, dependent on arguments", |b| {
         b.iter(|| black_box(timed.list(&alice, &decls, &context)))
     });

@@ -33,7 +33,7 @@ const LAST_ANSWERS: Duration = Duration::from_millis(500);
 const PIECE_BYTES: usize = 64 * 1024;
 
 /// A comment (HTML standard section 9.2.6), ignored by clients, seen by whatever counts silence in between.
-const KEEPALIVE: Bytes = Bytes::from_static(b":\n\n");
+const KEEPALIVE: Bytes = Bytes::from_static(crate::mcp::sse::KEEPALIVE);
 
 const HEADERS_ALLOWED: HeaderValue = HeaderValue::from_static(
     "authorization, content-type, accept, mcp-protocol-version, mcp-session-id, mcp-method, mcp-name, last-event-id",
