@@ -139,6 +139,10 @@ impl Spine for Gateway {
         Gateway::refuse(self, head, rejection)
     }
 
+    fn note(&self, head: Head, reply: Reply) -> Reply {
+        Gateway::note(self, head, reply)
+    }
+
     fn metadata(&self, host: &str, path: &str) -> Option<Bytes> {
         Gateway::metadata(self, host, path)
     }

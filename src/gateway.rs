@@ -8,6 +8,7 @@
 //! INVARIANT: one request, one reply, one audit record, also when a step fails, panics or the client leaves.
 
 mod apply;
+mod errand;
 mod flow;
 mod house;
 mod legacy;
@@ -15,6 +16,7 @@ mod list;
 mod open;
 mod prepare;
 mod rejection;
+mod stream;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -39,7 +41,6 @@ pub use rejection::Rejection;
 pub use rejection::Side;
 
 use crate::audit::Audit;
-use crate::credentials;
 use crate::exchange::Peer;
 use crate::exchange::Reply;
 use crate::exchange::Request;
@@ -47,8 +48,8 @@ use crate::exchange::RequestId;
 use crate::identity::challenge;
 use crate::mcp::Id;
 use crate::telemetry::metrics::Metrics;
-use apply::Desk;
 use apply::Outgoing;
+use errand::Errand;
 use open::Open;
 use prepare::Asked;
 
@@ -98,6 +99,7 @@ impl Gateway {
         // Before the house: a reload in between must be seen, not missed.
         let reloads = self.reloads.subscribe();
         let house = self.house.load_full();
+        let request = Arc::new(request);
         let mut open = Open::begin(&request, &self.audit, &self.metrics);
         if !self.audit.available() {
             return self.reject(&house, (&request.host, &request.path), open, Rejection::AuditUnavailable);
@@ -109,11 +111,9 @@ impl Gateway {
             Ok(Ok(Err(rejection))) => self.reject(&house, (&request.host, &request.path), open, rejection),
             Ok(Err(_panic)) => self.reject(&house, (&request.host, &request.path), open, Rejection::Internal),
             Err(_elapsed) => {
-                let backend = house
-                    .routes
-                    .find(&request.host, &request.path)
-                    .map_or_else(|| "".into(), |route| route.backend.clone());
-                self.reject(&house, (&request.host, &request.path), open, Rejection::BackendTimeout { backend })
+                // Before a backend was chosen nobody upstream is to blame.
+                let late = open.backend().map_or(Rejection::Internal, |backend| Rejection::BackendTimeout { backend });
+                self.reject(&house, (&request.host, &request.path), open, late)
             }
         }
     }
@@ -121,46 +121,40 @@ impl Gateway {
     async fn answer(
         &self,
         house: &Arc<House>,
-        request: &Request,
+        request: &Arc<Request>,
         reloads: watch::Receiver<u64>,
         open: &mut Open,
     ) -> Result<Outgoing, Rejection> {
-        let route = house.routes.find(&request.host, &request.path).ok_or(Rejection::NotFound)?;
+        let route = house.routes.find(&request.host, &request.path).ok_or(Rejection::NotFound)?.clone();
+        open.on(&route);
         let principal = house.identity.verify(request).await?; // 401 here, and only here
         open.who(&principal);
         let asked = Asked::read(request, open)?; // the message; headers agree with body
-        let member = house.member(route, open)?;
-        let mode = house.ceiling(route, member);
-        let session = asked.session(&self.sealer, &principal, member, request.at)?;
-        let call = prepare::call(asked, session, member, request).await?; // target and effect known
-        open.what(&call, mode, &self.audit);
-        let judged = prepare::Judged::of(&call, mode, request);
-        let permit = match house.policy.authorize(&principal, call, &judged.context) {
-            Ok(permit) => permit, // what was judged is what runs
-            Err(denial) => return Err(judged.refuse(denial, house, member, open, request).await),
-        };
-        judged.after(house, &principal, member)?;
-        open.allowed_by(&permit);
-        let slot = house.limits.acquire_for(&principal, &permit)?;
-        let credential = credentials::obtain(&member.credential, &permit);
-        let want = apply::Want::of(&permit);
-        let answer = open.timed(member.backend.call(permit, credential, request.deadline)).await?;
-        let desk = Desk {
+        let errand = Errand {
             sealer: self.sealer.clone(),
             house: house.clone(),
-            backend: member.backend.clone(),
+            route,
             reloads,
             principal,
-            context: judged.context,
+            request: request.clone(),
         };
-        desk.apply(answer, want, slot, request).await
+        errand.straight(asked, open).await // authorize → acquire → obtain → call → apply
     }
 
     /// An admission refusal: gets its reply and its record.
     pub fn refuse(&self, head: Head, rejection: Rejection) -> Reply {
         let house = self.house.load_full();
         let path = head.path.clone();
-        self.reject(&house, ("", &path), Open::begin_refused(head, &self.audit, &self.metrics), rejection)
+        self.reject(&house, ("", &path), Open::begin_bare(head, &self.audit, &self.metrics), rejection)
+    }
+
+    /// What the edge answers by itself gets its record too. While records cannot be written it is refused.
+    pub fn note(&self, head: Head, reply: Reply) -> Reply {
+        if !self.audit.available() {
+            return self.refuse(head, Rejection::AuditUnavailable);
+        }
+        Open::begin_bare(head, &self.audit, &self.metrics).reply("answered", &reply);
+        reply
     }
 
     /// Is this address within its rate, counted now? Before anything is read.

@@ -1,4 +1,4 @@
-//! Where does it go? Host and path to a route, a route to its backend. Pure.
+//! Where does it go? Host and path to a route, a route to its backends. Pure.
 
 use std::sync::Arc;
 
@@ -11,19 +11,19 @@ pub struct Route {
     pub path: String,
     /// Only for this host (no port), if given.
     pub host: Option<String>,
-    /// Names of backends. Several are federated by a later release; today exactly one.
-    pub backend: Arc<str>,
+    /// Names of backends: with one the route is transparent.
+    pub backends: Vec<Arc<str>>,
     pub mode: Option<Mode>,
 }
 
 #[derive(Clone, Debug, Default)]
 pub struct Config {
-    pub routes: Vec<Route>,
+    pub routes: Vec<Arc<Route>>,
 }
 
 impl Config {
     /// The most specific route: one for this host before one for any host.
-    pub fn find(&self, host: &str, path: &str) -> Option<&Route> {
+    pub fn find(&self, host: &str, path: &str) -> Option<&Arc<Route>> {
         let bare = host
             .rsplit_once(':')
             .filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()))

@@ -144,6 +144,9 @@ pub trait Spine: Send + Sync + 'static {
     async fn serve(&self, request: Request) -> Reply;
     /// The reply and the record of a request that did not get in.
     fn refuse(&self, head: Head, rejection: Rejection) -> Reply;
+    /// The record of what the edge answers by itself (documents, preflights), and that answer: or a refusal, while
+    /// records cannot be written.
+    fn note(&self, head: Head, reply: Reply) -> Reply;
     /// The RFC 9728 document at this path of this host.
     fn metadata(&self, host: &str, path: &str) -> Option<Bytes>;
     /// Is this address within its rate?

@@ -69,7 +69,7 @@ impl Admin for Desk {
             .collect();
         backends.sort_by_key(|backend| backend["name"].to_string());
         let routes: Vec<_> =
-            house.routes.routes.iter().map(|route| json!({ "path": route.path, "backend": &*route.backend })).collect();
+            house.routes.routes.iter().map(|route| json!({ "path": route.path, "backends": route.backends.iter().map(|name| &**name).collect::<Vec<_>>() })).collect();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "mode": house.mode.as_str(),

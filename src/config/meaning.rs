@@ -119,12 +119,12 @@ fn routes(
             book.error(&key.at("path"), format!("`{}` has a route already: `routes[{first}]`", short(path)));
         }
         if let (Some(path), Some(backend)) = (path, backend) {
-            meant.push(route::Route { path, host, backend, mode: route.mode });
+            meant.push(Arc::new(route::Route { path, host, backends: vec![backend], mode: route.mode }));
         }
     }
     for backend in backends {
         let key = root.at("backends").at(&backend.name);
-        if !meant.iter().any(|route| route.backend == backend.name) && !book.touched(&root.at("routes")) {
+        if !meant.iter().any(|route| route.backends.contains(&backend.name)) && !book.touched(&root.at("routes")) {
             book.warn(&key, "no route leads to this backend");
         }
     }

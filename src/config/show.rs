@@ -108,7 +108,7 @@ fn sheet(config: &Config) -> Shown {
                 map([
                     ("path", text(&route.path)),
                     ("host", maybe(route.host.as_ref(), text)),
-                    ("backends", list([&route.backend], text)),
+                    ("backends", list(&route.backends, text)),
                     ("mode", maybe(route.mode, mode)),
                 ])
             }),

@@ -12,10 +12,14 @@ use serde::Deserialize;
 use tokio::sync::watch;
 
 use super::House;
+use super::Member;
 use super::Open;
 use super::Rejection;
 use super::Sealer;
+use super::errand::Errand;
 use super::flow::Flow;
+use super::flow::Passing;
+use super::stream;
 use crate::backend;
 use crate::backend::Answer;
 use crate::backend::Backend;
@@ -97,7 +101,7 @@ pub(super) struct Desk {
 pub(super) enum Outgoing {
     Empty { status: u16 },
     Json { status: u16, body: Bytes, session: Option<String>, error_code: Option<i64>, hidden: usize },
-    Events { flow: Box<Flow>, session: Option<String> },
+    Events { flow: BoxStream<'static, Passing>, session: Option<String> },
 }
 
 impl Outgoing {
@@ -117,7 +121,8 @@ impl Outgoing {
             }
             Outgoing::Events { flow, session } => {
                 open.status(200);
-                let reply = Reply { status: 200, headers: Vec::new(), body: Body::Events(flow.start(open)) };
+                let body = Body::Events(stream::to_client(flow, open));
+                let reply = Reply { status: 200, headers: Vec::new(), body };
                 with_session(reply, session)
             }
         }
@@ -132,6 +137,17 @@ fn with_session(reply: Reply, session: Option<String>) -> Reply {
 }
 
 impl Desk {
+    pub(super) fn new(errand: &Errand, member: &Member, context: policy::Context) -> Desk {
+        Desk {
+            sealer: errand.sealer.clone(),
+            house: errand.house.clone(),
+            backend: member.backend.clone(),
+            reloads: errand.reloads.clone(),
+            principal: errand.principal.clone(),
+            context,
+        }
+    }
+
     pub(super) async fn apply(
         self,
         answer: Answer,
@@ -156,7 +172,7 @@ impl Desk {
                     }
                     _ => None,
                 };
-                Ok(Outgoing::Events { flow: Box::new(Flow::new(early, events, want, slot, self)), session })
+                Ok(Outgoing::Events { flow: Flow::new(early, events, want, slot, self).start(), session })
             }
         }
     }

@@ -1,25 +1,20 @@
-//! `Flow`: an event stream on its way to the client. It holds the slot and the record until it ends or is dropped.
+//! `Flow`: an upstream's event stream on its way to the client. It holds the slot until it ends or is dropped.
 //!
 //! Every message is checked again here, one by one: only answers to this request pass, lists are filtered, a modern
 //! upstream's requests are dropped, and the stream ends when the caller's token does.
 
 use std::collections::VecDeque;
-use std::pin::Pin;
 use std::time::Duration;
 use std::time::Instant;
 use std::time::SystemTime;
 
-use bytes::Bytes;
-use futures_util::Stream;
 use futures_util::StreamExt;
 use futures_util::stream;
 use futures_util::stream::BoxStream;
 
-use super::Open;
 use super::Rejection;
 use super::apply::Desk;
 use super::apply::Want;
-use super::error_body;
 use crate::backend;
 use crate::limits::Slot;
 use crate::mcp::Era;
@@ -39,6 +34,20 @@ pub(super) struct Flow {
     _slot: Slot,
     desk: Desk,
     ends: Option<Instant>,
+    /// A legacy stream with event ids may end early and be resumed (`Last-Event-ID`): its end is not a failure.
+    resumable: bool,
+}
+
+/// What comes out of a flow.
+pub(super) enum Passing {
+    /// A message on its way; more may come.
+    Message(Event),
+    /// The answer to the request; nothing follows.
+    Answer { event: Event, error_code: Option<i64>, hidden: usize },
+    /// It ends without an answer, in this outcome; nothing follows.
+    End(&'static str),
+    /// It ends because of this; nothing follows.
+    Fail(Rejection),
 }
 
 /// The configuration changed: what was judged under the old one ends.
@@ -48,8 +57,8 @@ struct Reloaded;
 enum Step {
     /// Passed on; more may come.
     Pass(Event),
-    /// The answer: the last event.
-    Last(Event),
+    /// The last that comes.
+    Last(Passing),
     Drop,
 }
 
@@ -63,14 +72,59 @@ impl Flow {
     ) -> Flow {
         let left = desk.principal.expires_at().map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
         let ends = left.and_then(|left| Instant::now().checked_add(left));
-        Flow { early: early.into(), upstream, want, _slot: slot, desk, ends }
+        Flow { early: early.into(), upstream, want, _slot: slot, desk, ends, resumable: false }
     }
 
-    /// Starts to flow. The record is closed when the stream ends, or when the client drops it.
-    pub(super) fn start(self, open: Open) -> Pin<Box<dyn Stream<Item = Bytes> + Send>> {
-        open.metrics().open_streams.inc();
-        let running = Running { flow: self, open, answered: false, resumable: false };
-        Box::pin(stream::unfold(Some(running), |running| async move { running?.next().await }))
+    /// Starts to flow. The last item is an [`Passing::Answer`], [`Passing::End`] or [`Passing::Fail`].
+    pub(super) fn start(self) -> BoxStream<'static, Passing> {
+        stream::unfold(Some(self), advance).boxed()
+    }
+
+    async fn next(mut self) -> (Passing, Option<Flow>) {
+        loop {
+            let left = self.ends.map(|ends| ends.saturating_duration_since(Instant::now()));
+            let event = match left {
+                None => self.event().await,
+                Some(left) => match pingora::time::timeout(left, self.event()).await {
+                    Ok(event) => event,
+                    Err(_) => return (Passing::End("token_expired"), None),
+                },
+            };
+            let Ok(event) = event else {
+                return (Passing::End("reloaded"), None);
+            };
+            match event {
+                None if self.want.id.is_none() || self.resumable => return (Passing::End("streamed"), None),
+                // The upstream went away without an answer: the client must not wait for it.
+                None => {
+                    let backend = self.desk.backend.name().clone();
+                    return (Passing::Fail(Rejection::BackendUnavailable { backend }), None);
+                }
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "upstream stream failed");
+                    return (Passing::Fail(Rejection::from(error)), None);
+                }
+                Some(Ok(event)) => match self.step(event) {
+                    Step::Drop => {}
+                    Step::Pass(event) => {
+                        self.resumable |= self.want.era == Era::Legacy && event.id.is_some();
+                        return (Passing::Message(event), Some(self));
+                    }
+                    Step::Last(passing) => {
+                        self.drain();
+                        return (passing, None);
+                    }
+                },
+            }
+        }
+    }
+
+    /// The answer has been handed over: give the slot back, let the upstream finish on its own.
+    fn drain(self) {
+        let mut upstream = self.upstream;
+        tokio::spawn(async move {
+            drop(tokio::time::timeout(DRAIN, async { while upstream.next().await.is_some() {} }).await);
+        });
     }
 
     /// The next event; `Err` when the configuration changed under an open-ended stream.
@@ -88,7 +142,7 @@ impl Flow {
         }
     }
 
-    fn step(&self, mut event: Event, open: &mut Open) -> Step {
+    fn step(&self, mut event: Event) -> Step {
         let Some(data) = event.data.as_ref().filter(|data| !data.is_empty()) else {
             // Priming events carry an id and no message.
             return Step::Pass(event);
@@ -116,17 +170,20 @@ impl Flow {
                 if !got.same(wanted) {
                     return Step::Drop;
                 }
-                open.error_code(error_code);
+                let mut hidden = 0;
                 if let (Some(kind), None) = (self.want.list, error_code) {
                     match self.desk.filter(kind, data, wanted) {
-                        Some((body, hidden)) => {
-                            open.hid(hidden);
+                        Some((body, some)) => {
+                            hidden = some;
                             event.data = Some(body);
                         }
-                        None => return Step::Last(self.broken()),
+                        None => {
+                            let backend = self.desk.backend.name().clone();
+                            return Step::Last(Passing::Fail(Rejection::BackendProtocol { backend }));
+                        }
                     }
                 }
-                Step::Last(event)
+                Step::Last(Passing::Answer { event, error_code, hidden })
             }
         }
     }
@@ -149,101 +206,10 @@ impl Flow {
             _ => Step::Drop,
         }
     }
-
-    fn broken(&self) -> Event {
-        self.failure(&Rejection::BackendProtocol { backend: self.desk.backend.name().clone() })
-    }
-
-    fn failure(&self, rejection: &Rejection) -> Event {
-        let facts = rejection.facts(Some(self.want.era));
-        let body =
-            error_body(self.want.id.as_ref(), facts.code, &rejection.words(), rejection.data(Some(self.want.era)));
-        Event::message(body)
-    }
 }
 
-struct Running {
-    flow: Flow,
-    open: Open,
-    answered: bool,
-    /// A legacy stream with event ids may end early and be resumed (`Last-Event-ID`): its end is not a failure.
-    resumable: bool,
-}
-
-impl Running {
-    /// The next bytes to write, and what goes on after them.
-    async fn next(mut self) -> Option<(Bytes, Option<Running>)> {
-        loop {
-            let left = self.flow.ends.map(|ends| ends.saturating_duration_since(Instant::now()));
-            let event = match left {
-                None => self.flow.event().await,
-                Some(left) => match pingora::time::timeout(left, self.flow.event()).await {
-                    Ok(event) => event,
-                    Err(_) => return self.end("token_expired"),
-                },
-            };
-            let Ok(event) = event else {
-                return self.end("reloaded");
-            };
-            match event {
-                None if self.answered || self.flow.want.id.is_none() || self.resumable => return self.end("streamed"),
-                // The upstream went away without an answer: the client must not wait for it.
-                None => {
-                    let rejection = Rejection::BackendUnavailable { backend: self.flow.desk.backend.name().clone() };
-                    return self.fail(&rejection);
-                }
-                Some(Err(error)) => {
-                    tracing::warn!(%error, "upstream stream failed");
-                    return self.fail(&Rejection::from(error));
-                }
-                Some(Ok(event)) => match self.flow.step(event, &mut self.open) {
-                    Step::Drop => {}
-                    Step::Pass(event) => {
-                        self.resumable |= self.flow.want.era == Era::Legacy && event.id.is_some();
-                        let bytes = event.to_bytes();
-                        self.open.streamed(bytes.len());
-                        return Some((bytes, Some(self)));
-                    }
-                    Step::Last(event) => {
-                        self.answered = true;
-                        let bytes = event.to_bytes();
-                        self.open.streamed(bytes.len());
-                        self.drain();
-                        return Some((bytes, None));
-                    }
-                },
-            }
-        }
-    }
-
-    /// Ends without another byte.
-    fn end(mut self, outcome: &'static str) -> Option<(Bytes, Option<Running>)> {
-        self.open.close(outcome);
-        None
-    }
-
-    fn fail(mut self, rejection: &Rejection) -> Option<(Bytes, Option<Running>)> {
-        let facts = rejection.facts(Some(self.flow.want.era));
-        self.open.reason(facts.reason);
-        self.open.error_code(Some(facts.code));
-        let last = self.flow.want.id.is_some().then(|| self.flow.failure(rejection).to_bytes());
-        self.open.close("failed");
-        last.map(|bytes| (bytes, None))
-    }
-
-    /// The answer has been handed over: close the record, give the slot back, let the upstream finish on its own.
-    fn drain(mut self) {
-        self.open.close("streamed");
-        let mut upstream = std::mem::replace(&mut self.flow.upstream, stream::empty().boxed());
-        drop(self);
-        tokio::spawn(async move {
-            drop(tokio::time::timeout(DRAIN, async { while upstream.next().await.is_some() {} }).await);
-        });
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.open.metrics().open_streams.dec();
-    }
+/// The flow, or nothing after its end.
+async fn advance(flow: Option<Flow>) -> Option<(Passing, Option<Flow>)> {
+    let (passing, flow) = flow?.next().await;
+    Some((passing, flow))
 }

@@ -6,8 +6,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Lists;
-use super::Open;
-use super::Rejection;
 use crate::backend::Backend;
 use crate::catalog::Mode;
 use crate::credentials;
@@ -45,12 +43,6 @@ pub struct Member {
 }
 
 impl House {
-    pub(super) fn member(&self, route: &Route, open: &mut Open) -> Result<&Member, Rejection> {
-        open.on(route);
-        // INVARIANT: configuration refuses a route to an unknown backend.
-        self.members.get(&route.backend).ok_or(Rejection::Internal)
-    }
-
     /// The lowest of all ceilings that apply.
     pub(super) fn ceiling(&self, route: &Route, member: &Member) -> Mode {
         [route.mode, member.mode].into_iter().flatten().fold(self.mode, Mode::min)
@@ -66,7 +58,7 @@ impl House {
     /// The scopes a client should ask for first: the least that opens this route.
     pub(super) fn base_scopes(&self, host: &str, path: &str) -> Vec<String> {
         let route = self.routes.find(host, path);
-        route.map(|route| self.scopes_of(&route.backend)).unwrap_or_default()
+        route.map(|route| self.scopes_of_route(route)).unwrap_or_default()
     }
 
     /// SPEC: authorization §Scope Selection: the least set, never the catalogue. More is asked for when it is needed.
@@ -74,6 +66,16 @@ impl House {
         let all = self.policy.scopes_for(backend);
         let first: Vec<_> = all.iter().filter(|scope| self.first_scopes.contains(scope)).cloned().collect();
         if first.is_empty() { all } else { first }
+    }
+
+    fn scopes_of_route(&self, route: &Route) -> Vec<String> {
+        let mut scopes: Vec<String> = Vec::new();
+        for scope in route.backends.iter().flat_map(|backend| self.scopes_of(backend)) {
+            if !scopes.contains(&scope) {
+                scopes.push(scope);
+            }
+        }
+        scopes
     }
 
     pub(super) fn metadata(&self, host: &str, path: &str) -> Option<Bytes> {
@@ -88,7 +90,7 @@ impl House {
         if servers.is_empty() {
             return None;
         }
-        Some(challenge::metadata(&format!("{base}{}", route.path), &servers, &self.scopes_of(&route.backend)))
+        Some(challenge::metadata(&format!("{base}{}", route.path), &servers, &self.scopes_of_route(route)))
     }
 
     fn base(&self) -> Option<&str> {

@@ -59,7 +59,8 @@ impl Open {
         }
     }
 
-    pub(super) fn begin_refused(head: Head, audit: &Arc<Audit>, metrics: &Arc<Metrics>) -> Open {
+    /// For a request that never became a [`Request`].
+    pub(super) fn begin_bare(head: Head, audit: &Arc<Audit>, metrics: &Arc<Metrics>) -> Open {
         let record = Record {
             at: audit::timestamp(head.at),
             request_id: head.id.to_string(),
@@ -118,14 +119,22 @@ impl Open {
 
     pub(super) fn on(&mut self, route: &Route) {
         self.record.route = Some(route.path.as_str().into());
-        self.record.backend = Some(route.backend.clone());
     }
 
-    pub(super) fn what(&mut self, call: &Call, mode: Mode, audit: &Audit) {
+    /// The backend it goes to; of several, the last.
+    pub(super) fn to(&mut self, backend: &Arc<str>) {
+        self.record.backend = Some(backend.clone());
+    }
+
+    pub(super) fn backend(&self) -> Option<Arc<str>> {
+        self.record.backend.clone()
+    }
+
+    pub(super) fn what(&mut self, call: &Call, mode: Mode) {
         self.record.target = Some(call.decl.name.to_string());
         self.record.effect = Some(call.effect.as_str());
         self.record.mode = Some(mode.as_str());
-        self.record.args_digest = call.arguments().map(|arguments| audit.digest_args(arguments));
+        self.record.args_digest = call.arguments().map(|arguments| self.audit.digest_args(arguments));
     }
 
     pub(super) fn allowed_by(&mut self, permit: &Permit) {

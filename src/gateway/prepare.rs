@@ -34,6 +34,8 @@ pub(super) struct Asked {
     sealed: Option<String>,
     /// `MCP-Protocol-Version` as sent, a version we know.
     version: Option<String>,
+    /// The client wrote this very message: headers that mirror its body must agree with it.
+    mirrors: bool,
 }
 
 impl Asked {
@@ -69,11 +71,21 @@ impl Asked {
         }
         let sealed =
             request.single_header("mcp-session-id").map_err(|()| Rejection::BadRequest { what: "Mcp-Session-Id" })?;
-        let asked = Asked { operation, era, sealed: sealed.map(str::to_owned), version: version.map(str::to_owned) };
+        let asked = Asked {
+            operation,
+            era,
+            sealed: sealed.map(str::to_owned),
+            version: version.map(str::to_owned),
+            mirrors: true,
+        };
         if asked.is_initialize() || era == Era::Modern {
             return Ok(Asked { sealed: None, ..asked });
         }
         Ok(asked)
+    }
+
+    pub(super) fn mirrors(&self) -> bool {
+        self.mirrors
     }
 
     fn message(&self) -> Option<&Message> {
@@ -184,14 +196,15 @@ pub(super) struct Judged {
 }
 
 impl Judged {
-    pub(super) fn of(call: &Call, mode: crate::catalog::Mode, request: &Request) -> Judged {
+    pub(super) fn of(call: &Call, mode: crate::catalog::Mode, request: &Request, mirrors: bool) -> Judged {
         let context = policy::Context {
             mode,
             ip: request.peer.address,
             mtls: request.peer.certificate.is_some(),
             now: request.at,
         };
-        let headers = call.message().map_or(Ok(()), |message| mcp::check_params(request, message, &call.decl.headers));
+        let message = call.message().filter(|_| mirrors);
+        let headers = message.map_or(Ok(()), |message| mcp::check_params(request, message, &call.decl.headers));
         let subscriptions = call.message().map(|message| message.params.subscriptions.clone()).unwrap_or_default();
         Judged {
             context,

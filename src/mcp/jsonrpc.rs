@@ -1,5 +1,6 @@
 //! Strict JSON: no duplicate keys at any depth, bounded depth and width; ids kept in type and value.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::fmt;
 
@@ -60,27 +61,72 @@ impl Id {
     }
 }
 
+/// Members that somebody judges: of one object, and of the objects in it that hold more of them.
+#[derive(Debug)]
+pub struct Judged {
+    pub members: &'static [&'static str],
+    pub below: &'static [(&'static str, &'static Judged)],
+}
+
 /// Checks a whole JSON text: well-formed, no duplicate keys at any depth, depth and width bounded, no trailing bytes.
-pub fn check(bytes: &[u8]) -> Result<(), serde_json::Error> {
+/// Says whether a member is there that is one of the judged ones in another spelling.
+pub fn check(bytes: &[u8], judged: Option<&'static Judged>) -> Result<Spelling, serde_json::Error> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    Strict { depth: 0 }.deserialize(&mut deserializer)?;
-    deserializer.end()
+    let lookalike = Cell::new(false);
+    Strict { depth: 0, judged, lookalike: &lookalike }.deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    Ok(if lookalike.get() { Spelling::Lookalike } else { Spelling::Plain })
 }
 
-struct Strict {
+/// Is every judged member written as the specification writes it?
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Spelling {
+    /// Another spelling of a judged member is another request for a parser that ignores case (CVE-2026-27896): we would
+    /// judge one call and the upstream would run another.
+    Lookalike,
+    Plain,
+}
+
+struct Strict<'c> {
     depth: usize,
+    judged: Option<&'static Judged>,
+    lookalike: &'c Cell<bool>,
 }
 
-impl Strict {
-    fn deeper<E: serde::de::Error>(&self) -> Result<Strict, E> {
+impl<'c> Strict<'c> {
+    fn deeper<E: serde::de::Error>(&self) -> Result<usize, E> {
         if self.depth >= DEPTH_MAX {
             return Err(E::custom(format_args!("nested deeper than {DEPTH_MAX} levels")));
         }
-        Ok(Strict { depth: self.depth + 1 })
+        Ok(self.depth + 1)
+    }
+
+    /// For the value of a member of this object.
+    fn below(&self, depth: usize, key: &str) -> Strict<'c> {
+        let judged = self.judged.and_then(|judged| {
+            if judged.members.iter().any(|known| key != *known && folds_to(key, known)) {
+                self.lookalike.set(true);
+            }
+            judged.below.iter().find(|(name, _)| *name == key).map(|(_, judged)| *judged)
+        });
+        Strict { depth, judged, lookalike: self.lookalike }
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Strict {
+/// Equal for a parser that ignores case: ASCII, and the two letters that Unicode folds into ASCII.
+fn folds_to(key: &str, known: &str) -> bool {
+    if key.is_ascii() {
+        return key.eq_ignore_ascii_case(known);
+    }
+    let fold = |letter: char| match letter {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        other => other.to_ascii_lowercase(),
+    };
+    key.chars().map(fold).eq(known.chars().map(fold))
+}
+
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = ();
 
     fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -88,7 +134,7 @@ impl<'de> DeserializeSeed<'de> for Strict {
     }
 }
 
-impl<'de> Visitor<'de> for Strict {
+impl<'de> Visitor<'de> for Strict<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -120,22 +166,23 @@ impl<'de> Visitor<'de> for Strict {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
-        let depth = self.deeper::<A::Error>()?.depth;
-        while items.next_element_seed(Strict { depth })?.is_some() {}
+        let depth = self.deeper::<A::Error>()?;
+        while items.next_element_seed(Strict { depth, judged: None, lookalike: self.lookalike })?.is_some() {}
         Ok(())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
-        let depth = self.deeper::<A::Error>()?.depth;
+        let depth = self.deeper::<A::Error>()?;
         let mut seen = Keys::default();
         while let Some(key) = members.next_key::<Key<'de>>()? {
+            let below = self.below(depth, &key.0);
             if !seen.insert(key.0) {
                 return Err(serde::de::Error::custom("an object has the same member twice"));
             }
             if seen.len() > MEMBERS_MAX {
                 return Err(serde::de::Error::custom(format_args!("an object has more than {MEMBERS_MAX} members")));
             }
-            members.next_value_seed(Strict { depth })?;
+            members.next_value_seed(below)?;
         }
         Ok(())
     }
@@ -174,6 +221,33 @@ impl<'a> Keys<'a> {
 mod tests {
     use super::*;
 
+    fn valid(bytes: &[u8]) -> Result<Spelling, serde_json::Error> {
+        check(bytes, None)
+    }
+
+    #[test]
+    fn another_spelling_of_a_judged_member_is_seen_where_it_is_judged_only() {
+        static INNER: Judged = Judged { members: &["name", "skin"], below: &[] };
+        static OUTER: Judged = Judged { members: &["params"], below: &[("params", &INNER)] };
+        let spelling = |text: &str| check(text.as_bytes(), Some(&OUTER)).expect(text);
+        for plain in [
+            r#"{"params":{"name":1,"other":{"NAME":1}},"name":2,"Name":3}"#,
+            r#"{"params":[{"Name":1}]}"#,
+            r#"{"params":{"names":1,"nam":2,"näme":3}}"#,
+        ] {
+            assert_eq!(spelling(plain), Spelling::Plain, "{plain}");
+        }
+        for other in [
+            r#"{"Params":1}"#,
+            r#"{"params":{"Name":1}}"#,
+            r#"{"params":{"\u004eame":1}}"#,
+            "{\"params\":{\"\u{17f}kin\":1}}",
+            "{\"params\":{\"s\u{212a}in\":1}}",
+        ] {
+            assert_eq!(spelling(other), Spelling::Lookalike, "{other}");
+        }
+    }
+
     #[test]
     fn ids_are_strings_and_integers_only() {
         for good in ["0", "-1", "\"\"", "\"listen:0\"", "123456789012345678", " 7 "] {
@@ -194,16 +268,16 @@ mod tests {
 
     #[test]
     fn duplicate_members_are_found_at_any_depth() {
-        assert!(check(br#"{"a":1,"b":[{"c":1,"d":2}]}"#).is_ok());
-        assert!(check(br#"{"a":1,"a":2}"#).is_err());
-        assert!(check(br#"{"a":1,"b":[{"c":1,"\u0063":2}]}"#).is_err());
+        assert!(valid(br#"{"a":1,"b":[{"c":1,"d":2}]}"#).is_ok());
+        assert!(valid(br#"{"a":1,"a":2}"#).is_err());
+        assert!(valid(br#"{"a":1,"b":[{"c":1,"\u0063":2}]}"#).is_err());
     }
 
     #[test]
     fn depth_is_bounded() {
         let nest = |n: usize| format!("{}{}", "[".repeat(n), "]".repeat(n));
-        assert!(check(nest(DEPTH_MAX).as_bytes()).is_ok());
-        assert!(check(nest(DEPTH_MAX + 1).as_bytes()).is_err());
-        assert!(check("[".repeat(1_000_000).as_bytes()).is_err());
+        assert!(valid(nest(DEPTH_MAX).as_bytes()).is_ok());
+        assert!(valid(nest(DEPTH_MAX + 1).as_bytes()).is_err());
+        assert!(valid("[".repeat(1_000_000).as_bytes()).is_err());
     }
 }

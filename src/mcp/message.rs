@@ -1,17 +1,17 @@
 //! `Message`: one parsed and checked JSON-RPC message of a client, and why one is refused.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use super::Era;
 use super::Id;
 use super::headers;
 use super::jsonrpc;
+use super::jsonrpc::Judged;
+use super::jsonrpc::Spelling;
 use crate::exchange::Request;
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -217,7 +217,7 @@ pub fn parse(request: &Request) -> Result<Message, Fault> {
         _ => return Err(Fault::without_id(FaultKind::Parse { what: "the body is not a JSON object".into() })),
     }
     let unreadable = |error: serde_json::Error| Fault::without_id(FaultKind::Parse { what: plain(&error) });
-    jsonrpc::check(body).map_err(unreadable)?;
+    let spelling = jsonrpc::check(body, Some(&JUDGED)).map_err(unreadable)?;
     let wire: Wire<'_> = serde_json::from_slice(body).map_err(|error| {
         let id = serde_json::from_slice::<JustId<'_>>(body)
             .ok()
@@ -225,7 +225,7 @@ pub fn parse(request: &Request) -> Result<Message, Fault> {
             .and_then(|raw| Id::from_json(raw.get()));
         Fault { id, era: None, kind: FaultKind::InvalidRequest { what: shape(&error) } }
     })?;
-    wire.into_message(request)
+    wire.into_message(request, spelling)
 }
 
 /// serde_json's words without the position inside attacker-chosen bytes mattering: they hold no input.
@@ -273,7 +273,7 @@ fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<&
 }
 
 impl Wire<'_> {
-    fn into_message(self, request: &Request) -> Result<Message, Fault> {
+    fn into_message(self, request: &Request, spelling: Spelling) -> Result<Message, Fault> {
         let id = match self.id.map(|raw| Id::from_json(raw.get())) {
             None => None,
             Some(Some(id)) => Some(id),
@@ -294,7 +294,7 @@ impl Wire<'_> {
             return Err(invalid("a request has no result or error"));
         }
         let early = |kind| Fault { id: id.clone(), era: None, kind };
-        let params = Params::read(self.params, &request.body).map_err(early)?;
+        let params = Params::read(self.params, spelling, &request.body).map_err(early)?;
         let era = era_of(request, name, &params).map_err(early)?;
         let fault = |kind| Fault { id: id.clone(), era: Some(era), kind };
         let Some(method) = Method::find(name).filter(|method| method.belongs_to(era)) else {
@@ -429,63 +429,35 @@ struct NotificationsWire<'a> {
     resource_subscriptions: Vec<Cow<'a, str>>,
 }
 
-/// The members that are judged, and the objects below `params` that hold such.
-const JUDGED: [&str; 9] =
-    ["name", "uri", "arguments", "cursor", "ref", "protocolVersion", "_meta", "notifications", "requestId"];
-const JUDGED_IN_REF: [&str; 3] = ["type", "name", "uri"];
-const JUDGED_IN_NOTIFICATIONS: [&str; 1] = ["resourceSubscriptions"];
-const JUDGED_IN_META: [&str; 4] = [
-    "progressToken",
-    "io.modelcontextprotocol/protocolVersion",
-    "io.modelcontextprotocol/clientCapabilities",
-    "io.modelcontextprotocol/logLevel",
-];
-
-/// Another spelling of a judged member is another request for a parser that ignores case (CVE-2026-27896): we would
-/// judge one call and the upstream would run another.
-fn refuse_lookalikes(params: &RawValue) -> Result<(), FaultKind> {
-    let malformed = || FaultKind::InvalidParams { what: "params must be an object".into() };
-    let members: BTreeMap<Cow<'_, str>, &RawValue> = serde_json::from_str(params.get()).map_err(|_| malformed())?;
-    refuse_spellings(members.keys(), &JUDGED)?;
-    for (below, judged) in
-        [("ref", &JUDGED_IN_REF[..]), ("notifications", &JUDGED_IN_NOTIFICATIONS[..]), ("_meta", &JUDGED_IN_META[..])]
-    {
-        if let Some(object) = members.get(below).filter(|object| object.get().starts_with('{')) {
-            let members: BTreeMap<Cow<'_, str>, IgnoredAny> =
-                serde_json::from_str(object.get()).map_err(|_| malformed())?;
-            refuse_spellings(members.keys(), judged)?;
-        }
-    }
-    Ok(())
-}
-
-fn refuse_spellings<'a>(mut keys: impl Iterator<Item = &'a Cow<'a, str>>, judged: &[&str]) -> Result<(), FaultKind> {
-    let other = |key: &Cow<'_, str>| judged.iter().any(|known| key != known && folds_to(key, known));
-    match keys.any(other) {
-        true => Err(FaultKind::InvalidParams { what: "a member of params in another spelling".into() }),
-        false => Ok(()),
-    }
-}
-
-/// Equal for a parser that ignores case: ASCII, and the two letters that Unicode folds into ASCII.
-fn folds_to(key: &str, known: &str) -> bool {
-    let fold = |letter: char| match letter {
-        '\u{17f}' => 's',
-        '\u{212a}' => 'k',
-        other => other.to_ascii_lowercase(),
-    };
-    key.chars().map(fold).eq(known.chars().map(fold))
-}
+/// The members that are judged, and the objects below `params` that hold such. (The envelope knows no others at all.)
+static JUDGED: Judged = Judged { members: &[], below: &[("params", &JUDGED_IN_PARAMS)] };
+static JUDGED_IN_PARAMS: Judged = Judged {
+    members: &["name", "uri", "arguments", "cursor", "ref", "protocolVersion", "_meta", "notifications", "requestId"],
+    below: &[("ref", &JUDGED_IN_REF), ("notifications", &JUDGED_IN_NOTIFICATIONS), ("_meta", &JUDGED_IN_META)],
+};
+static JUDGED_IN_REF: Judged = Judged { members: &["type", "name", "uri"], below: &[] };
+static JUDGED_IN_NOTIFICATIONS: Judged = Judged { members: &["resourceSubscriptions"], below: &[] };
+static JUDGED_IN_META: Judged = Judged {
+    members: &[
+        "progressToken",
+        "io.modelcontextprotocol/protocolVersion",
+        "io.modelcontextprotocol/clientCapabilities",
+        "io.modelcontextprotocol/logLevel",
+    ],
+    below: &[],
+};
 
 impl Params {
-    fn read(raw: Option<&RawValue>, body: &Bytes) -> Result<Params, FaultKind> {
+    fn read(raw: Option<&RawValue>, spelling: Spelling, body: &Bytes) -> Result<Params, FaultKind> {
         let Some(raw) = raw else {
             return Ok(Params::default());
         };
         if !raw.get().starts_with('{') {
             return Err(FaultKind::InvalidParams { what: "params must be an object".into() });
         }
-        refuse_lookalikes(raw)?;
+        if spelling == Spelling::Lookalike {
+            return Err(FaultKind::InvalidParams { what: "a member of params in another spelling".into() });
+        }
         let wire: ParamsWire<'_> = serde_json::from_str(raw.get())
             .map_err(|_| FaultKind::InvalidParams { what: "a member of params has the wrong type".into() })?;
         let slice = |value: &RawValue| body.slice_ref(value.get().as_bytes());

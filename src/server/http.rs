@@ -279,14 +279,16 @@ impl Connection {
         if !session.is_http2() && (ends_connection || !session.is_body_done()) {
             self.gauge.linger();
         }
+        Outgoing::new(birth.id, self.edge.spine.refuse(self.head_of(session, birth), rejection))
+    }
+
+    /// What the record says of a request that the edge answers by itself.
+    fn head_of(&self, session: &ServerSession, birth: &Birth) -> Head {
         let request = session.req_header();
         let method = clipped(request.method.as_str().as_bytes(), 16);
         // Without the query: people put tokens there.
         let path = request.raw_path().split(|byte| matches!(byte, b'?' | b'#')).next().unwrap_or_default();
-        let path = clipped(path, 256);
-        let bytes_in = session.body_bytes_read() as u64;
-        let head = self.head(birth, method, path, bytes_in);
-        Outgoing::new(birth.id, self.edge.spine.refuse(head, rejection))
+        self.head(birth, method, clipped(path, 256), session.body_bytes_read() as u64)
     }
 
     /// Admission, body, spine.
@@ -303,13 +305,19 @@ impl Connection {
             Admitted::Document { host, path } => {
                 *readers = Readers::Any;
                 let document = self.edge.spine.metadata(&host, &path).ok_or(Rejection::NotFound)?;
-                return Ok(Outgoing::new(birth.id, wellknown::reply(document)));
+                let reply = self.edge.spine.note(self.head_of(session, birth), wellknown::reply(document));
+                return Ok(Outgoing::new(birth.id, reply));
             }
             Admitted::Preflight { any_origin } => {
                 if any_origin {
                     *readers = Readers::Any;
                 }
-                return Ok(Outgoing::preflight(birth.id));
+                let reply = self.edge.spine.note(self.head_of(session, birth), Reply::empty(204));
+                return Ok(if reply.status == 204 {
+                    Outgoing::preflight(birth.id, reply)
+                } else {
+                    Outgoing::new(birth.id, reply)
+                });
             }
         };
         let (body, share) = match body::read(session, gate, &call, Share::none(&self.edge.crowd)).await {

@@ -75,8 +75,8 @@ impl Outgoing {
     }
 
     /// The answer to a preflight of an origin that is allowed.
-    pub(super) fn preflight(id: RequestId) -> Outgoing {
-        Outgoing { kind: Kind::Preflight, ..Outgoing::new(id, Reply::empty(204)) }
+    pub(super) fn preflight(id: RequestId, reply: Reply) -> Outgoing {
+        Outgoing { kind: Kind::Preflight, ..Outgoing::new(id, reply) }
     }
 
     /// Its events wait for news and answer no call.

@@ -58,6 +58,8 @@ enum Event {
         method: String,
         path: String,
     },
+    /// Answered by the edge itself: method and path.
+    Noted(String, String),
     /// A call or a stream was dropped before its end.
     Dropped(String),
 }
@@ -85,6 +87,11 @@ struct Scripted {
 
 #[async_trait]
 impl Spine for Scripted {
+    fn note(&self, head: Head, reply: Reply) -> Reply {
+        drop(self.events.send(Event::Noted(head.http_method, head.path)));
+        reply
+    }
+
     async fn serve(&self, request: Request) -> Reply {
         let mut tell = Tell(self.events.clone(), request.path.clone(), true);
         drop(self.events.send(Event::Served(request.path.clone())));

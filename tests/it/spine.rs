@@ -118,6 +118,8 @@ async fn without_a_token_the_challenge_leads_to_the_metadata() {
     assert_eq!(document["resource"], "http://gateway.test/mcp");
     assert_eq!(document["scopes_supported"], json!(["mcp.read"]), "the least set, never the catalogue");
     assert_eq!(document["authorization_servers"], json!([rig.issuer.url]));
+    let record = rig.record(|record| record["path"] == "/.well-known/oauth-protected-resource/mcp").await;
+    assert_eq!((&record["status"], &record["outcome"]), (&json!(200), &json!("answered")), "public, but not unseen");
     assert_eq!(
         rig.client
             .get(format!("{}/.well-known/oauth-protected-resource/nope", rig.base))

@@ -125,6 +125,7 @@ async fn a_preflight_is_answered_for_listed_origins_only() {
     assert_eq!(rig.ask(preflight("https://evil.example", "/mcp")).await.status, 403);
     let open = rig.ask(preflight("https://evil.example", "/.well-known/oauth-protected-resource/mcp")).await;
     assert_eq!((open.status, open.header("access-control-allow-origin")), (204, Some("*")));
+    assert_eq!(rig.event().await, Event::Noted("OPTIONS".into(), "/mcp".into()));
     assert_eq!(rig.event().await, Event::Served("/mcp".into()));
     rig.nothing_was_served();
 }

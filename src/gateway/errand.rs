@@ -1,0 +1,81 @@
+//! `Errand`: who asks, where, and under which configuration; and the way of one message to one backend.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::House;
+use super::Member;
+use super::Open;
+use super::Rejection;
+use super::Sealer;
+use super::apply;
+use super::apply::Desk;
+use super::apply::Outgoing;
+use super::prepare;
+use super::prepare::Asked;
+use crate::catalog::Session;
+use crate::credentials;
+use crate::exchange::Request;
+use crate::principal::Principal;
+use crate::route::Route;
+
+/// What every step of one exchange needs, fixed once the caller is known. Owned, because streams outlive requests.
+#[derive(Clone)]
+pub(super) struct Errand {
+    pub(super) sealer: Arc<Sealer>,
+    pub(super) house: Arc<House>,
+    pub(super) route: Arc<Route>,
+    pub(super) reloads: watch::Receiver<u64>,
+    pub(super) principal: Arc<Principal>,
+    pub(super) request: Arc<Request>,
+}
+
+impl Errand {
+    /// The only backend of a transparent route.
+    pub(super) fn only_member(&self, open: &mut Open) -> Result<&Member, Rejection> {
+        // INVARIANT: configuration refuses a route without a backend.
+        let name = self.route.backends.first().ok_or(Rejection::Internal)?;
+        self.member(name, open)
+    }
+
+    pub(super) fn member(&self, name: &Arc<str>, open: &mut Open) -> Result<&Member, Rejection> {
+        open.to(name);
+        // INVARIANT: configuration refuses a route to an unknown backend.
+        self.house.members.get(name).ok_or(Rejection::Internal)
+    }
+
+    /// A transparent route: the message goes to its only backend as the client meant it.
+    pub(super) async fn straight(&self, asked: Asked, open: &mut Open) -> Result<Outgoing, Rejection> {
+        let member = self.only_member(open)?;
+        let session = asked.session(&self.sealer, &self.principal, member, self.request.at)?;
+        self.run(member, asked, session, open).await
+    }
+
+    /// One message to one backend: the judgement, and what comes after a yes.
+    pub(super) async fn run(
+        &self,
+        member: &Member,
+        asked: Asked,
+        session: Option<Session>,
+        open: &mut Open,
+    ) -> Result<Outgoing, Rejection> {
+        let (house, request) = (&self.house, &*self.request);
+        let mode = house.ceiling(&self.route, member);
+        let mirrors = asked.mirrors();
+        let call = prepare::call(asked, session, member, request).await?; // target and effect known
+        open.what(&call, mode);
+        let judged = prepare::Judged::of(&call, mode, request, mirrors);
+        let permit = match house.policy.authorize(&self.principal, call, &judged.context) {
+            Ok(permit) => permit, // what was judged is what runs
+            Err(denial) => return Err(judged.refuse(denial, house, member, open, request).await),
+        };
+        judged.after(house, &self.principal, member)?;
+        open.allowed_by(&permit);
+        let slot = house.limits.acquire_for(&self.principal, &permit)?;
+        let credential = credentials::obtain(&member.credential, &permit);
+        let want = apply::Want::of(&permit);
+        let answer = open.timed(member.backend.call(permit, credential, request.deadline)).await?;
+        Desk::new(self, member, judged.context).apply(answer, want, slot, request).await
+    }
+}

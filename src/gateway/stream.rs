@@ -1,0 +1,78 @@
+//! The last step of an event stream: from what passes to the bytes for the client, and to the record.
+
+use std::pin::Pin;
+
+use bytes::Bytes;
+use futures_util::Stream;
+use futures_util::StreamExt;
+use futures_util::stream;
+use futures_util::stream::BoxStream;
+
+use super::Open;
+use super::Rejection;
+use super::error_body;
+use super::flow::Passing;
+use crate::mcp::sse::Event;
+
+/// The stream as it is written. The record is closed when it ends, or when the client drops it.
+pub(super) fn to_client(flow: BoxStream<'static, Passing>, open: Open) -> Pin<Box<dyn Stream<Item = Bytes> + Send>> {
+    open.metrics().open_streams.inc();
+    Box::pin(stream::unfold(Some(Writing { flow, open }), |writing| async move { writing?.next().await }))
+}
+
+struct Writing {
+    flow: BoxStream<'static, Passing>,
+    open: Open,
+}
+
+impl Writing {
+    /// The next bytes to write, and what goes on after them.
+    async fn next(mut self) -> Option<(Bytes, Option<Writing>)> {
+        match self.flow.next().await {
+            Some(Passing::Message(event)) => {
+                let bytes = self.write(&event);
+                Some((bytes, Some(self)))
+            }
+            Some(Passing::Answer { event, error_code, hidden }) => {
+                self.open.error_code(error_code);
+                self.open.hid(hidden);
+                let bytes = self.write(&event);
+                self.open.close("streamed");
+                Some((bytes, None))
+            }
+            Some(Passing::End(outcome)) => {
+                self.open.close(outcome);
+                None
+            }
+            Some(Passing::Fail(rejection)) => self.fail(&rejection),
+            None => {
+                self.open.close("streamed");
+                None
+            }
+        }
+    }
+
+    fn write(&mut self, event: &Event) -> Bytes {
+        let bytes = event.to_bytes();
+        self.open.streamed(bytes.len());
+        bytes
+    }
+
+    /// Whoever waits for an answer gets an error; a stream of news just ends.
+    fn fail(mut self, rejection: &Rejection) -> Option<(Bytes, Option<Writing>)> {
+        let era = self.open.era();
+        let facts = rejection.facts(era);
+        self.open.reason(facts.reason);
+        self.open.error_code(Some(facts.code));
+        let body = self.open.id().map(|id| error_body(Some(id), facts.code, &rejection.words(), rejection.data(era)));
+        let last = body.map(|body| self.write(&Event::message(body)));
+        self.open.close("failed");
+        last.map(|bytes| (bytes, None))
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.open.metrics().open_streams.dec();
+    }
+}
