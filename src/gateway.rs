@@ -112,7 +112,8 @@ impl Gateway {
             Ok(Err(_panic)) => self.reject(&house, (&request.host, &request.path), open, Rejection::Internal),
             Err(_elapsed) => {
                 // Before a backend was chosen nobody upstream is to blame.
-                let late = open.backend().map_or(Rejection::Internal, |backend| Rejection::BackendTimeout { backend });
+                let late =
+                    open.backend().map_or(Rejection::Overloaded, |backend| Rejection::BackendTimeout { backend });
                 self.reject(&house, (&request.host, &request.path), open, late)
             }
         }
@@ -173,7 +174,7 @@ impl Gateway {
     /// Every refusal leaves here: status, headers, JSON-RPC error with the id, record.
     fn reject(&self, house: &House, (host, path): (&str, &str), open: Open, rejection: Rejection) -> Reply {
         let era = open.era();
-        let facts = rejection.facts(era);
+        let facts = rejection.facts(era).to(open.id());
         let body = error_body(open.id(), facts.code, &rejection.words(), rejection.data(era));
         let mut reply = Reply::json(facts.status, body);
         let metadata_url = || house.metadata_url(host, path);

@@ -100,6 +100,8 @@ pub struct Admission {
     /// Host names (no port) we answer to; empty means any. `localhost` and loopback addresses are always right
     /// for loopback listeners.
     pub hosts: Vec<String>,
+    /// The name clients know the gateway by: right for loopback listeners too, where a proxy in front keeps the Host.
+    pub public_host: Option<String>,
     /// Browser origins (`scheme://host[:port]`) that may call; none by default. Requests without `Origin` pass.
     pub origins: Vec<String>,
     pub header_bytes_max: usize,
@@ -123,6 +125,7 @@ impl Default for Admission {
     fn default() -> Self {
         Admission {
             hosts: Vec::new(),
+            public_host: None,
             origins: Vec::new(),
             header_bytes_max: 64 * 1024,
             body_bytes_max: 4 * 1024 * 1024,

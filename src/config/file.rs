@@ -214,8 +214,8 @@ pub(super) struct Audit {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Admission {
-    /// Host names (no port) the gateway answers to. `localhost` and loopback addresses are always right on loopback
-    /// listeners. Default: any; with `anonymous`: the host of `public_url`, or `localhost`.
+    /// Host names (no port) the gateway answers to. On loopback listeners, `localhost`, loopback addresses and
+    /// the host of `public_url` are always right. Default: any; with `anonymous`: the host of `public_url`, or `localhost`.
     pub hosts: Option<Vec<String>>,
     /// Browser origins that may call: `https://app.example.com`. Requests without an `Origin` header pass. Default: none.
     pub origins: Option<Vec<String>>,

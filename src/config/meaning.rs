@@ -40,10 +40,10 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
     let admin = file.admin.and_then(|admin| edge::admin(book, &root.at("admin"), admin));
     let identity = identity::identity(book, &root, file.identity, &listeners, public);
     let mut admission = edge::admission(book, &root.at("admission"), file.admission.unwrap_or_default());
+    admission.public_host = public_url.as_ref().and_then(Url::host_str).map(str::to_owned);
     if identity.anonymous.is_some() && admission.hosts.is_empty() {
         // Without authentication, the `Host` is what tells a local client from a web page that made its name resolve here.
-        let public = public_url.as_ref().and_then(Url::host_str).unwrap_or("localhost");
-        admission.hosts.push(public.to_owned());
+        admission.hosts.push(admission.public_host.clone().unwrap_or_else(|| "localhost".to_owned()));
     }
     let backends = backend::backends(book, &root, file.backends);
     let routes = routes(book, &root, file.routes, &backends);

@@ -12,6 +12,7 @@ use crate::limits::Limited;
 use crate::mcp;
 use crate::mcp::Era;
 use crate::mcp::FaultKind;
+use crate::mcp::Id;
 use crate::mcp::error;
 
 /// Whose fault it is.
@@ -29,6 +30,14 @@ impl Side {
             Side::Internal => "internal",
             Side::Upstream => "upstream",
         }
+    }
+}
+
+impl Facts {
+    /// A refusal in answer to this id. SPEC: 2025-11-25 streamable HTTP: what awaits no answer (a notification, a
+    /// response) is refused by an HTTP error, since nobody reads the body.
+    pub(super) fn to(self, id: Option<&Id>) -> Facts {
+        if self.status == 200 && id.is_none() { Facts { status: 400, ..self } } else { self }
     }
 }
 
@@ -336,7 +345,8 @@ mod tests {
              <!-- Written by a test from the table in the code: WARDGATE_BLESS=1 cargo test rejection -->\n\n\
              Every refusal is a JSON-RPC error with the request's id (null where it could not be read). The reason is the audit\n\
              field and the metric label; `data.reason` carries it where the code is the gateway's own (-31403 refused, -31429\n\
-             limited, -31502 upstream). Retryable ones come with `Retry-After`. A hidden tool and a missing one are the same row.\n\n\
+             limited, -31502 upstream). Retryable ones come with `Retry-After`. A hidden tool and a missing one are the same row.\n\
+             A notification or a response, which awaits no answer, gets 400 where a request gets 200.\n\n\
              | Reason | Side | HTTP, modern | HTTP, legacy | Code | Retryable | Words |\n|---|---|---|---|---|---|---|\n",
         );
         for rejection in Rejection::examples() {

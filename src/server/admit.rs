@@ -53,6 +53,7 @@ pub(super) struct Gate {
     pub(super) admission: Admission,
     pub(super) grace: Duration,
     hosts: HashSet<String>,
+    public_host: Option<String>,
     origins: HashSet<String>,
 }
 
@@ -67,13 +68,17 @@ impl Gate {
             admission: config.admission.clone(),
             grace: config.shutdown_grace,
             hosts: config.admission.hosts.iter().map(host).collect(),
+            public_host: config.admission.public_host.as_ref().map(host),
             origins: config.admission.origins.iter().map(origin).collect(),
         }
     }
 
     fn knows_host(&self, host: &Host, reach: Reach) -> bool {
         match reach {
-            Reach::Loopback => host.is_local() || self.hosts.contains(&host.name),
+            Reach::Loopback => {
+                let public = self.public_host.as_ref() == Some(&host.name);
+                host.is_local() || public || self.hosts.contains(&host.name)
+            }
             Reach::Unix => self.hosts.is_empty() || host.is_local() || self.hosts.contains(&host.name),
             Reach::Network => self.hosts.is_empty() || self.hosts.contains(&host.name),
         }

@@ -157,6 +157,7 @@ pub(super) fn admission(book: &mut Book<'_>, key: &Key, written: file::Admission
     let connections_max = book.count(key, "connections_max", written.connections_max, connections, CONNECTIONS_MAX);
     Admission {
         hosts: hosts.into_iter().collect(),
+        public_host: None,
         origins: origins.into_iter().collect(),
         header_bytes_max: book.size(
             key,

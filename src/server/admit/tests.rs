@@ -77,6 +77,17 @@ fn only_verified_hosts_make_an_own_origin() {
 }
 
 #[test]
+fn behind_a_proxy_on_this_machine_the_public_name_is_right() {
+    let mut config = Config::default();
+    let host = Host::parse("mcp.example.com").unwrap();
+    assert!(!Gate::new(&config).knows_host(&host, Reach::Loopback));
+    config.admission.public_host = Some("MCP.example.com".into());
+    let gate = Gate::new(&config);
+    assert!(gate.knows_host(&host, Reach::Loopback));
+    assert!(!gate.knows_host(&Host::parse("evil.example.com").unwrap(), Reach::Loopback));
+}
+
+#[test]
 fn the_most_specific_range_decides_what_is_accepted() {
     let accepts_events = |value: &'static str| {
         let mut headers = HeaderMap::new();
