@@ -156,11 +156,12 @@ fn gateway(issuer: &Issuer, folder: &std::path::Path) -> Gateway {
         },
         lists: Lists::new(),
         first_scopes: Vec::new(),
+        sealer: Sealer::new().unwrap(),
     };
     let audit =
         Audit::open(&audit::Config { sink: audit::Sink::File(folder.join("audit.jsonl")), ..audit::Config::default() })
             .unwrap();
-    Gateway::new(Arc::new(house), audit, Arc::new(Metrics::new()), Sealer::new().unwrap())
+    Gateway::new(Arc::new(house), audit, Arc::new(Metrics::new()))
 }
 
 #[expect(clippy::panic, reason = "the policy above is a constant")]

@@ -15,6 +15,7 @@ mod list;
 mod open;
 mod prepare;
 mod rejection;
+mod seal;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -32,11 +33,15 @@ use tokio::sync::watch;
 
 pub use house::House;
 pub use house::Member;
-pub use legacy::Sealer;
 pub use list::Lists;
 pub use rejection::Facts;
 pub use rejection::Rejection;
 pub use rejection::Side;
+pub use seal::Key;
+pub use seal::KeyError;
+pub use seal::Purpose;
+pub use seal::Sealer;
+pub use seal::Sessions;
 
 use crate::audit::Audit;
 use crate::credentials;
@@ -59,7 +64,6 @@ pub struct Gateway {
     reloads: watch::Sender<u64>,
     audit: Arc<Audit>,
     metrics: Arc<Metrics>,
-    sealer: Arc<Sealer>,
 }
 
 /// What is known of a request that was refused before it could become a [`Request`].
@@ -77,8 +81,8 @@ pub struct Head {
 }
 
 impl Gateway {
-    pub fn new(house: Arc<House>, audit: Arc<Audit>, metrics: Arc<Metrics>, sealer: Sealer) -> Gateway {
-        Gateway { house: ArcSwap::new(house), reloads: watch::Sender::new(0), audit, metrics, sealer: Arc::new(sealer) }
+    pub fn new(house: Arc<House>, audit: Arc<Audit>, metrics: Arc<Metrics>) -> Gateway {
+        Gateway { house: ArcSwap::new(house), reloads: watch::Sender::new(0), audit, metrics }
     }
 
     /// The configuration in force. A request takes it once, so it sees one configuration from end to end.
@@ -131,7 +135,7 @@ impl Gateway {
         let asked = Asked::read(request, open)?; // the message; headers agree with body
         let member = house.member(route, open)?;
         let mode = house.ceiling(route, member);
-        let session = asked.session(&self.sealer, &principal, member, request.at)?;
+        let session = asked.session(&house.sealer, &principal, member, request.at)?;
         let call = prepare::call(asked, session, member, request).await?; // target and effect known
         open.what(&call, mode, &self.audit);
         let judged = prepare::Judged::of(&call, mode, request);
@@ -145,14 +149,8 @@ impl Gateway {
         let credential = credentials::obtain(&member.credential, &permit);
         let want = apply::Want::of(&permit);
         let answer = open.timed(member.backend.call(permit, credential, request.deadline)).await?;
-        let desk = Desk {
-            sealer: self.sealer.clone(),
-            house: house.clone(),
-            backend: member.backend.clone(),
-            reloads,
-            principal,
-            context: judged.context,
-        };
+        let desk =
+            Desk { house: house.clone(), backend: member.backend.clone(), reloads, principal, context: judged.context };
         desk.apply(answer, want, slot, request).await
     }
 

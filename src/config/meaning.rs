@@ -4,6 +4,7 @@ mod backend;
 mod edge;
 mod identity;
 mod policy;
+mod sessions;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -50,6 +51,7 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
     let policy = policy::policy(book, &root, file.mode, file.grants, file.policies);
     let limits = file.limits.map(|limits| limits_of(book, &root.at("limits"), limits)).unwrap_or_default();
     let audit = audit(book, &root, file.audit, &listeners);
+    let sessions = sessions::sessions(book, &root.at("sessions"), file.sessions.unwrap_or_default());
     let log = log(book, &root.at("log"), file.log.unwrap_or_default());
     let server = server::Config {
         listeners,
@@ -57,7 +59,7 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
         admission,
         shutdown_grace: file.shutdown_grace.map_or(edge::SHUTDOWN_GRACE, |span| span.0),
     };
-    Config { server, public_url, identity, policy, limits, backends, routes, audit, log, watched: Vec::new() }
+    Config { server, public_url, identity, policy, limits, backends, routes, audit, sessions, log, watched: Vec::new() }
 }
 
 fn public_url(book: &mut Book<'_>, key: &Key, text: Option<String>) -> Option<Url> {

@@ -113,6 +113,13 @@ fn sheet(config: &Config) -> Shown {
                 ])
             }),
         ),
+        (
+            "sessions",
+            map([
+                ("keys", unless_empty(&config.sessions.keys, |_| text(MASK))),
+                ("lifetime", span(config.sessions.lifetime)),
+            ]),
+        ),
         ("admin", maybe(config.server.admin.as_ref(), |address| Shown::Map(address_of(address)))),
         ("audit", audit(&config.audit)),
         (

@@ -14,7 +14,6 @@ use tokio::sync::watch;
 use super::House;
 use super::Open;
 use super::Rejection;
-use super::Sealer;
 use super::flow::Flow;
 use crate::backend;
 use crate::backend::Answer;
@@ -85,7 +84,6 @@ impl Want {
 
 /// Everything the answer is judged with; owned, because a stream outlives its request.
 pub(super) struct Desk {
-    pub(super) sealer: Arc<Sealer>,
     pub(super) house: Arc<House>,
     pub(super) backend: Arc<dyn Backend>,
     pub(super) reloads: watch::Receiver<u64>,
@@ -212,7 +210,7 @@ impl Desk {
 
     fn seal(&self, upstream: String, version: String, now: SystemTime) -> Result<Option<String>, Rejection> {
         let session = Session { upstream, version };
-        let sealed = self.sealer.seal(&session, &self.principal, self.backend.name(), now);
+        let sealed = self.house.sealer.seal(&session, &self.principal, self.backend.name(), now);
         sealed.map(Some).ok_or_else(|| self.breaks("the session id is malformed"))
     }
 

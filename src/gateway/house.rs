@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::Lists;
 use super::Open;
 use super::Rejection;
+use super::Sealer;
 use crate::backend::Backend;
 use crate::catalog::Mode;
 use crate::credentials;
@@ -33,6 +34,8 @@ pub struct House {
     pub lists: Lists,
     /// The scopes whose grants do least: what a client is told to ask for first.
     pub first_scopes: Vec<String>,
+    /// Seals what clients carry for us: session ids.
+    pub sealer: Sealer,
 }
 
 /// One backend with what the configuration says about it.
