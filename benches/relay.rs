@@ -143,7 +143,7 @@ fn gateway(issuer: &Issuer, folder: &std::path::Path) -> Gateway {
     let house = House {
         identity: Identity::new(identity::Config { issuers: vec![trusted], ..identity::Config::default() }).unwrap(),
         limits: Limits::new(limits::Config {
-            principal: limits::Bound { calls: rate, concurrent: 1_000.try_into().ok() },
+            principal: limits::Bound { calls: rate, concurrent: 1_000.try_into().ok(), streams: None },
             ..limits::Config::default()
         }),
         members: [(name.clone(), member)].into(),

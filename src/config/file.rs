@@ -140,21 +140,24 @@ pub(super) struct Limits {
     /// `600 per 1m`.
     pub address: Option<Rate>,
     /// Of one caller.
-    pub principal: Option<Bound>,
+    pub principal: Option<CallerBound>,
     /// Of all callers of one tenant together.
-    pub tenant: Option<Bound>,
+    pub tenant: Option<CallerBound>,
     /// Of one caller and one tool; the first entry that matches the tool holds.
     pub tools: Option<Vec<ToolBound>>,
 }
 
-/// A rate, a number of calls at once, or both.
+/// A rate, a number of calls at once, a number of streams at once, or several of them.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Bound {
+pub(super) struct CallerBound {
     /// Calls over time, as a bucket that refills evenly: `60 per 1m`.
     pub calls: Option<Rate>,
     /// Calls and streams held at once.
     pub concurrent: Option<u32>,
+    /// Event streams held open at once: `GET` streams of legacy clients and `subscriptions/listen` of modern ones. They
+    /// count as `concurrent` too.
+    pub streams: Option<u32>,
 }
 
 /// A bound for the tools that match.

@@ -178,9 +178,10 @@ fn destination(
 }
 
 fn limits_of(book: &mut Book<'_>, key: &Key, limits: file::Limits) -> limits::Config {
-    let mut bound = |name: &str, bound: Option<file::Bound>| {
+    let mut bound = |name: &str, bound: Option<file::CallerBound>| {
         let bound = bound.unwrap_or_default();
-        bound_of(book, &key.at(name), bound.calls, bound.concurrent)
+        let streams = held(book, &key.at(name), "streams", bound.streams);
+        limits::Bound { streams, ..bound_of(book, &key.at(name), bound.calls, bound.concurrent) }
     };
     let principal = bound("principal", limits.principal);
     let tenant = bound("tenant", limits.tenant);
@@ -206,9 +207,12 @@ fn bound_of(
     calls: Option<super::scalar::Rate>,
     concurrent: Option<u32>,
 ) -> limits::Bound {
-    let concurrent =
-        concurrent.and_then(|count| NonZeroU32::new(book.count(key, "concurrent", Some(count), 1, CONCURRENT_MAX)));
-    limits::Bound { calls: calls.map(|rate| rate.0), concurrent }
+    let concurrent = held(book, key, "concurrent", concurrent);
+    limits::Bound { calls: calls.map(|rate| rate.0), concurrent, streams: None }
+}
+
+fn held(book: &mut Book<'_>, key: &Key, name: &str, count: Option<u32>) -> Option<NonZeroU32> {
+    count.and_then(|count| NonZeroU32::new(book.count(key, name, Some(count), 1, CONCURRENT_MAX)))
 }
 
 fn audit(book: &mut Book<'_>, root: &Key, audit: Option<file::Audit>, listeners: &[server::Listener]) -> audit::Config {

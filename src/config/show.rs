@@ -244,7 +244,11 @@ fn bound(bound: &limits::Bound) -> Shown {
     if *bound == limits::Bound::default() {
         return Shown::Nothing;
     }
-    map([("calls", maybe(bound.calls, rate)), ("concurrent", maybe(bound.concurrent, word))])
+    map([
+        ("calls", maybe(bound.calls, rate)),
+        ("concurrent", maybe(bound.concurrent, word)),
+        ("streams", maybe(bound.streams, word)),
+    ])
 }
 
 fn limits(config: &limits::Config) -> Shown {
