@@ -143,7 +143,7 @@ fn gateway(issuer: &Issuer, folder: &std::path::Path) -> Gateway {
     let house = House {
         identity: Identity::new(identity::Config { issuers: vec![trusted], ..identity::Config::default() }).unwrap(),
         limits: Limits::new(limits::Config {
-            principal: limits::Bound { calls: rate, concurrent: 1_000.try_into().ok() },
+            principal: limits::Bound { calls: rate, concurrent: 1_000.try_into().ok(), streams: None },
             ..limits::Config::default()
         }),
         members: [(name.clone(), member)].into(),
@@ -156,11 +156,12 @@ fn gateway(issuer: &Issuer, folder: &std::path::Path) -> Gateway {
         },
         lists: Lists::new(),
         first_scopes: Vec::new(),
+        sealer: Sealer::new().unwrap(),
     };
     let audit =
         Audit::open(&audit::Config { sink: audit::Sink::File(folder.join("audit.jsonl")), ..audit::Config::default() })
             .unwrap();
-    Gateway::new(Arc::new(house), audit, Arc::new(Metrics::new()), Sealer::new().unwrap())
+    Gateway::new(Arc::new(house), audit, Arc::new(Metrics::new()))
 }
 
 #[expect(clippy::panic, reason = "the policy above is a constant")]

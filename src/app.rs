@@ -23,7 +23,6 @@ use crate::exchange::Request;
 use crate::gateway::Gateway;
 use crate::gateway::Head;
 use crate::gateway::Rejection;
-use crate::gateway::Sealer;
 use crate::server::Server;
 use crate::server::Spine;
 use crate::telemetry;
@@ -46,8 +45,6 @@ pub enum Error {
     Server(#[from] crate::server::Error),
     #[error("cannot listen for signals: {0}")]
     Signals(#[from] std::io::Error),
-    #[error("the system gives no random numbers")]
-    Random,
 }
 
 /// Reads the configuration again, for a reload.
@@ -77,10 +74,9 @@ impl App {
         }
         let metrics = Arc::new(Metrics::new());
         let audit = Audit::open(&config.audit)?;
-        let sealer = Sealer::new().map_err(|_| Error::Random)?;
         let server = Arc::new(Server::bind(&config.server).await?);
         let house = build::house(config, None).await.map_err(Error::Rooms)?;
-        let gateway = Arc::new(Gateway::new(house, audit.clone(), metrics.clone(), sealer));
+        let gateway = Arc::new(Gateway::new(house, audit.clone(), metrics.clone()));
         let (shutdown, stopping) = watch::channel(false);
         let admin = Arc::new(admin::Desk::new(
             gateway.clone(),

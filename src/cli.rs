@@ -1,9 +1,10 @@
-//! The command line: `run`, `front`, `demo`, `check`, `audit verify`, `api-key`, `schema`.
+//! The command line: `run`, `front`, `stdio`, `demo`, `check`, `audit verify`, `api-key`, `schema`.
 
 mod audit;
 mod check;
 mod front;
 mod run;
+mod stdio;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -33,6 +34,8 @@ enum Verb {
     Run(run::Run),
     /// Put one MCP server behind the gateway, from one line: a URL, or `-- COMMAND ARGS…` for a stdio server.
     Front(front::Front),
+    /// Let a client that only speaks stdio use a gateway, or any MCP server on HTTP(S): it starts this command.
+    Stdio(stdio::Stdio),
     /// See it work: an identity provider, an MCP server and the gateway on loopback, and a short tour.
     #[cfg(feature = "demo")]
     Demo(Demo),
@@ -77,6 +80,7 @@ pub fn main() -> ExitCode {
     let code = match command.verb {
         Verb::Run(verb) => block_on(verb.run()),
         Verb::Front(verb) => block_on(verb.run()),
+        Verb::Stdio(verb) => block_on(verb.run()),
         #[cfg(feature = "demo")]
         Verb::Demo(verb) => block_on(crate::demo::run(crate::demo::Options { tour_only: verb.tour })),
         Verb::Check(verb) => verb.run(),

@@ -24,6 +24,7 @@ pub use show::show;
 
 use crate::audit;
 use crate::backend::remote;
+use crate::gateway;
 use crate::identity;
 use crate::limits;
 use crate::policy;
@@ -45,6 +46,7 @@ pub struct Config {
     pub backends: Vec<remote::Config>,
     pub routes: route::Config,
     pub audit: audit::Config,
+    pub sessions: gateway::Sessions,
     pub log: Log,
     /// Files whose change makes a reload: the configuration itself, policies, keys, certificates, secrets.
     pub watched: Vec<PathBuf>,

@@ -16,6 +16,7 @@ mod list;
 mod open;
 mod prepare;
 mod rejection;
+mod seal;
 mod stream;
 
 use std::panic::AssertUnwindSafe;
@@ -34,11 +35,15 @@ use tokio::sync::watch;
 
 pub use house::House;
 pub use house::Member;
-pub use legacy::Sealer;
 pub use list::Lists;
 pub use rejection::Facts;
 pub use rejection::Rejection;
 pub use rejection::Side;
+pub use seal::Key;
+pub use seal::KeyError;
+pub use seal::Purpose;
+pub use seal::Sealer;
+pub use seal::Sessions;
 
 use crate::audit::Audit;
 use crate::exchange::Peer;
@@ -60,7 +65,6 @@ pub struct Gateway {
     reloads: watch::Sender<u64>,
     audit: Arc<Audit>,
     metrics: Arc<Metrics>,
-    sealer: Arc<Sealer>,
 }
 
 /// What is known of a request that was refused before it could become a [`Request`].
@@ -78,8 +82,8 @@ pub struct Head {
 }
 
 impl Gateway {
-    pub fn new(house: Arc<House>, audit: Arc<Audit>, metrics: Arc<Metrics>, sealer: Sealer) -> Gateway {
-        Gateway { house: ArcSwap::new(house), reloads: watch::Sender::new(0), audit, metrics, sealer: Arc::new(sealer) }
+    pub fn new(house: Arc<House>, audit: Arc<Audit>, metrics: Arc<Metrics>) -> Gateway {
+        Gateway { house: ArcSwap::new(house), reloads: watch::Sender::new(0), audit, metrics }
     }
 
     /// The configuration in force. A request takes it once, so it sees one configuration from end to end.
@@ -131,14 +135,7 @@ impl Gateway {
         let principal = house.identity.verify(request).await?; // 401 here, and only here
         open.who(&principal);
         let asked = Asked::read(request, open)?; // the message; headers agree with body
-        let errand = Errand {
-            sealer: self.sealer.clone(),
-            house: house.clone(),
-            route,
-            reloads,
-            principal,
-            request: request.clone(),
-        };
+        let errand = Errand { house: house.clone(), route, reloads, principal, request: request.clone() };
         errand.straight(asked, open).await // authorize → acquire → obtain → call → apply
     }
 

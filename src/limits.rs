@@ -20,6 +20,8 @@ use governor::clock::Clock;
 use governor::clock::DefaultClock;
 
 use crate::catalog::Kind;
+use crate::catalog::Operation;
+use crate::mcp::Method;
 use crate::policy::Permit;
 use crate::principal::Principal;
 use rates::Keys;
@@ -53,26 +55,43 @@ pub struct Bound {
     pub calls: Option<Rate>,
     /// Calls and streams held at once.
     pub concurrent: Option<NonZeroU32>,
+    /// Open-ended event streams held at once; of callers and tenants, never of a tool.
+    pub streams: Option<NonZeroU32>,
 }
 
 /// Which limit said no, and when to ask again.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Limited {
-    /// `address`, `principal`, `tenant`, `tool`, `principal-concurrent`, `tenant-concurrent`, `tool-concurrent`.
+    /// `address`, `principal`, `tenant`, `tool`, `principal-concurrent`, `tenant-concurrent`, `tool-concurrent`,
+    /// `principal-streams`, `tenant-streams`.
     pub limit: &'static str,
     /// Asking sooner is refused again.
     pub retry_after: Duration,
-    /// Too many at once, not too many in a time.
-    pub concurrent: bool,
+    pub of: Of,
+}
+
+/// What there is too much of.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Of {
+    /// Calls in a time.
+    Calls,
+    /// Calls and streams at once.
+    Concurrent,
+    /// Open-ended event streams at once.
+    Streams,
 }
 
 impl Limited {
     fn rate(limit: &'static str, retry_after: Duration) -> Limited {
-        Limited { limit, retry_after, concurrent: false }
+        Limited { limit, retry_after, of: Of::Calls }
     }
 
     fn slot(limit: &'static str) -> Limited {
-        Limited { limit, retry_after: SLOT_RETRY_AFTER, concurrent: true }
+        Limited { limit, retry_after: SLOT_RETRY_AFTER, of: Of::Concurrent }
+    }
+
+    fn stream(limit: &'static str) -> Limited {
+        Limited { limit, retry_after: SLOT_RETRY_AFTER, of: Of::Streams }
     }
 }
 
@@ -183,7 +202,21 @@ impl<C: Clock + Clone> Limits<C> {
     pub fn acquire_for(&self, principal: &Principal, permit: &Permit) -> Result<Slot, Limited> {
         let decl = &permit.call().decl;
         let tool = (decl.kind == Kind::Tool).then_some(&*decl.name);
-        self.acquire(principal.key(), principal.tenant.as_deref(), &decl.backend, tool)
+        let tenant = principal.tenant.as_deref();
+        let slot = self.acquire(principal.key(), tenant, &decl.backend, tool)?;
+        if is_open_ended(&permit.call().operation) { self.hold_stream(slot, principal.key(), tenant) } else { Ok(slot) }
+    }
+
+    /// Lets a slot hold an open-ended event stream too. An answer that turns out to be a stream needs none: it ends with
+    /// its call, and calls have their own bound.
+    fn hold_stream(&self, mut slot: Slot, principal: &Arc<str>, tenant: Option<&str>) -> Result<Slot, Limited> {
+        slot.take(self.keys.streams("principal", principal), self.config.principal.streams)
+            .map_err(|()| Limited::stream("principal-streams"))?;
+        if let Some(tenant) = tenant {
+            slot.take(self.keys.streams("tenant", tenant), self.config.tenant.streams)
+                .map_err(|()| Limited::stream("tenant-streams"))?;
+        }
+        Ok(slot)
     }
 
     /// Forgets who has used nothing lately; to be called about once a minute.
@@ -202,6 +235,15 @@ impl<C: Clock + Clone> Limits<C> {
         let name = format!("{backend}/{tool}");
         let rule = self.config.tools.iter().position(|(glob, _)| glob.is_match(&name))?;
         self.config.tools.get(rule).map(|(_, bound)| (rule, *bound))
+    }
+}
+
+/// Streams that wait for news and end when somebody has had enough.
+fn is_open_ended(operation: &Operation) -> bool {
+    match operation {
+        Operation::Stream { .. } => true,
+        Operation::Post(message) => message.method == Some(Method::SubscriptionsListen),
+        Operation::EndSession => false,
     }
 }
 

@@ -15,6 +15,7 @@ pub use era::MODERN_VERSIONS;
 pub use headers::Binding;
 pub use headers::bindings;
 pub use headers::check_params;
+pub use headers::mirror;
 pub use headers::mirrored;
 pub use incoming::Incoming;
 pub use jsonrpc::Id;

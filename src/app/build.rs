@@ -13,6 +13,7 @@ use crate::gateway::Gateway;
 use crate::gateway::House;
 use crate::gateway::Lists;
 use crate::gateway::Member;
+use crate::gateway::Sealer;
 use crate::identity::Identity;
 use crate::limits::Limits;
 use crate::policy::Grant;
@@ -43,7 +44,10 @@ pub(super) async fn house(config: &Config, old: Option<&House>) -> Result<Arc<Ho
             Err(problem) => problems.push(problem),
         }
     }
-    let (Some(policy), Some(identity), true) = (policy, identity, problems.is_empty()) else {
+    let sealer = Sealer::configured(&config.sessions, old.map(|old| &old.sealer))
+        .map_err(|_| problems.push("the system gives no random numbers".to_owned()))
+        .ok();
+    let (Some(policy), Some(identity), Some(sealer), true) = (policy, identity, sealer, problems.is_empty()) else {
         return Err(problems);
     };
     let limits = match old {
@@ -61,6 +65,7 @@ pub(super) async fn house(config: &Config, old: Option<&House>) -> Result<Arc<Ho
         routes: config.routes.clone(),
         lists: Lists::new(),
         first_scopes: first_scopes(&config.policy.grants),
+        sealer,
     }))
 }
 

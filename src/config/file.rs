@@ -58,6 +58,8 @@ pub(super) struct File {
     /// MCP endpoints of the gateway; at least one.
     #[schemars(with = "Vec<Route>")]
     pub routes: Option<Vec<Route>>,
+    /// How the sessions of legacy clients are kept.
+    pub sessions: Option<Sessions>,
     /// The listener for `/livez`, `/readyz`, `/metrics` and `/status`. Default: none.
     pub admin: Option<Admin>,
     /// Where the audit log goes: one hash-chained record per request. Default: nowhere.
@@ -138,21 +140,24 @@ pub(super) struct Limits {
     /// `600 per 1m`.
     pub address: Option<Rate>,
     /// Of one caller.
-    pub principal: Option<Bound>,
+    pub principal: Option<CallerBound>,
     /// Of all callers of one tenant together.
-    pub tenant: Option<Bound>,
+    pub tenant: Option<CallerBound>,
     /// Of one caller and one tool; the first entry that matches the tool holds.
     pub tools: Option<Vec<ToolBound>>,
 }
 
-/// A rate, a number of calls at once, or both.
+/// A rate, a number of calls at once, a number of streams at once, or several of them.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Bound {
+pub(super) struct CallerBound {
     /// Calls over time, as a bucket that refills evenly: `60 per 1m`.
     pub calls: Option<Rate>,
     /// Calls and streams held at once.
     pub concurrent: Option<u32>,
+    /// Event streams held open at once: `GET` streams of legacy clients and `subscriptions/listen` of modern ones. They
+    /// count as `concurrent` too.
+    pub streams: Option<u32>,
 }
 
 /// A bound for the tools that match.
@@ -182,6 +187,19 @@ pub(super) struct Route {
     pub backends: Option<Strings>,
     /// A ceiling for this route. Default: the gateway's `mode`.
     pub mode: Option<Mode>,
+}
+
+/// How the sessions of legacy clients are kept. There is no store: a session id is sealed with a key and carries its session.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Sessions {
+    /// Secrets of at least 32 bytes, in base64 or hex: the first seals, all open. The same list on every replica lets each
+    /// serve the sessions of the others, and sessions survive a restart. To rotate: put the new key second everywhere,
+    /// then first, then drop the old one; sessions sealed under a dropped key end. Default: one key, drawn anew at each
+    /// start.
+    pub keys: Option<Vec<Reference>>,
+    /// From `initialize` to the end of a session, used or not. Default: `24h`; at most `30d`.
+    pub lifetime: Option<Span>,
 }
 
 /// The listener for operations. It knows no authentication: keep it off the public network.

@@ -4,6 +4,7 @@ mod backend;
 mod edge;
 mod identity;
 mod policy;
+mod sessions;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -50,6 +51,7 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
     let policy = policy::policy(book, &root, file.mode, file.grants, file.policies);
     let limits = file.limits.map(|limits| limits_of(book, &root.at("limits"), limits)).unwrap_or_default();
     let audit = audit(book, &root, file.audit, &listeners);
+    let sessions = sessions::sessions(book, &root.at("sessions"), file.sessions.unwrap_or_default());
     let log = log(book, &root.at("log"), file.log.unwrap_or_default());
     let server = server::Config {
         listeners,
@@ -57,7 +59,7 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
         admission,
         shutdown_grace: file.shutdown_grace.map_or(edge::SHUTDOWN_GRACE, |span| span.0),
     };
-    Config { server, public_url, identity, policy, limits, backends, routes, audit, log, watched: Vec::new() }
+    Config { server, public_url, identity, policy, limits, backends, routes, audit, sessions, log, watched: Vec::new() }
 }
 
 fn public_url(book: &mut Book<'_>, key: &Key, text: Option<String>) -> Option<Url> {
@@ -176,9 +178,10 @@ fn destination(
 }
 
 fn limits_of(book: &mut Book<'_>, key: &Key, limits: file::Limits) -> limits::Config {
-    let mut bound = |name: &str, bound: Option<file::Bound>| {
+    let mut bound = |name: &str, bound: Option<file::CallerBound>| {
         let bound = bound.unwrap_or_default();
-        bound_of(book, &key.at(name), bound.calls, bound.concurrent)
+        let streams = held(book, &key.at(name), "streams", bound.streams);
+        limits::Bound { streams, ..bound_of(book, &key.at(name), bound.calls, bound.concurrent) }
     };
     let principal = bound("principal", limits.principal);
     let tenant = bound("tenant", limits.tenant);
@@ -204,9 +207,12 @@ fn bound_of(
     calls: Option<super::scalar::Rate>,
     concurrent: Option<u32>,
 ) -> limits::Bound {
-    let concurrent =
-        concurrent.and_then(|count| NonZeroU32::new(book.count(key, "concurrent", Some(count), 1, CONCURRENT_MAX)));
-    limits::Bound { calls: calls.map(|rate| rate.0), concurrent }
+    let concurrent = held(book, key, "concurrent", concurrent);
+    limits::Bound { calls: calls.map(|rate| rate.0), concurrent, streams: None }
+}
+
+fn held(book: &mut Book<'_>, key: &Key, name: &str, count: Option<u32>) -> Option<NonZeroU32> {
+    count.and_then(|count| NonZeroU32::new(book.count(key, name, Some(count), 1, CONCURRENT_MAX)))
 }
 
 fn audit(book: &mut Book<'_>, root: &Key, audit: Option<file::Audit>, listeners: &[server::Listener]) -> audit::Config {

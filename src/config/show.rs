@@ -113,6 +113,13 @@ fn sheet(config: &Config) -> Shown {
                 ])
             }),
         ),
+        (
+            "sessions",
+            map([
+                ("keys", unless_empty(&config.sessions.keys, |_| text(MASK))),
+                ("lifetime", span(config.sessions.lifetime)),
+            ]),
+        ),
         ("admin", maybe(config.server.admin.as_ref(), |address| Shown::Map(address_of(address)))),
         ("audit", audit(&config.audit)),
         (
@@ -237,7 +244,11 @@ fn bound(bound: &limits::Bound) -> Shown {
     if *bound == limits::Bound::default() {
         return Shown::Nothing;
     }
-    map([("calls", maybe(bound.calls, rate)), ("concurrent", maybe(bound.concurrent, word))])
+    map([
+        ("calls", maybe(bound.calls, rate)),
+        ("concurrent", maybe(bound.concurrent, word)),
+        ("streams", maybe(bound.streams, word)),
+    ])
 }
 
 fn limits(config: &limits::Config) -> Shown {

@@ -211,6 +211,38 @@ fn a_secret_comes_from_its_file_without_one_newline_and_is_shown_nowhere() {
 }
 
 #[test]
+fn session_keys_are_long_enough_none_twice_and_never_shown() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).expect("written");
+    write("good", "3031323334353637383930313233343536373839303132333435363738393031\n");
+    write("same", "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=\n");
+    write("short", "Y2FuYXJ5");
+    write("words", "canary battery staple and some more words");
+    let options = || Options { base: Some(folder.path().to_owned()), ..Options::default() };
+    let loaded = parse_as(&with("sessions: { keys: ['file:good'], lifetime: 2h }"), options())
+        .unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(loaded.config.sessions.keys.len(), 1);
+    assert!(loaded.config.watched.contains(&folder.path().join("good")), "a changed key is a reload");
+    assert!(show(&loaded).contains("***") && show(&loaded).contains("2h"));
+    assert!(!format!("{:?}", loaded.config).contains("3031"));
+    let file = with("sessions: { keys: ['file:good', 'file:same', 'file:short', 'file:words'], lifetime: 31d }");
+    let refused = messages(parse_as(&file, options()));
+    let all = refused.join("\n");
+    assert_eq!(refused.len(), 4, "{all}");
+    for part in [
+        "sessions.keys[1]",
+        "same key",
+        "sessions.keys[2]",
+        "fewer than 32 bytes",
+        "neither base64 nor hex",
+        "at most 30d",
+    ] {
+        assert!(all.contains(part), "lacks {part}:\n{all}");
+    }
+    assert!(!all.contains("canary") && !all.contains("Y2Fu"), "{all}");
+}
+
+#[test]
 fn a_secret_comes_from_the_environment() {
     let text = with("").replace("/mcp' }", "/mcp' }, credential: { header: x-token, value: 'env:PATH' }");
     let loaded = parse_as(&text, Options::default()).unwrap_or_else(|errors| panic!("{errors}"));

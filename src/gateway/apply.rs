@@ -15,7 +15,6 @@ use super::House;
 use super::Member;
 use super::Open;
 use super::Rejection;
-use super::Sealer;
 use super::errand::Errand;
 use super::flow::Flow;
 use super::flow::Passing;
@@ -89,7 +88,6 @@ impl Want {
 
 /// Everything the answer is judged with; owned, because a stream outlives its request.
 pub(super) struct Desk {
-    pub(super) sealer: Arc<Sealer>,
     pub(super) house: Arc<House>,
     pub(super) backend: Arc<dyn Backend>,
     pub(super) reloads: watch::Receiver<u64>,
@@ -139,7 +137,6 @@ fn with_session(reply: Reply, session: Option<String>) -> Reply {
 impl Desk {
     pub(super) fn new(errand: &Errand, member: &Member, context: policy::Context) -> Desk {
         Desk {
-            sealer: errand.sealer.clone(),
             house: errand.house.clone(),
             backend: member.backend.clone(),
             reloads: errand.reloads.clone(),
@@ -228,7 +225,7 @@ impl Desk {
 
     fn seal(&self, upstream: String, version: String, now: SystemTime) -> Result<Option<String>, Rejection> {
         let session = Session { upstream, version };
-        let sealed = self.sealer.seal(&session, &self.principal, self.backend.name(), now);
+        let sealed = self.house.sealer.seal(&session, &self.principal, self.backend.name(), now);
         sealed.map(Some).ok_or_else(|| self.breaks("the session id is malformed"))
     }
 

@@ -8,7 +8,6 @@ use super::House;
 use super::Member;
 use super::Open;
 use super::Rejection;
-use super::Sealer;
 use super::apply;
 use super::apply::Desk;
 use super::apply::Outgoing;
@@ -23,7 +22,6 @@ use crate::route::Route;
 /// What every step of one exchange needs, fixed once the caller is known. Owned, because streams outlive requests.
 #[derive(Clone)]
 pub(super) struct Errand {
-    pub(super) sealer: Arc<Sealer>,
     pub(super) house: Arc<House>,
     pub(super) route: Arc<Route>,
     pub(super) reloads: watch::Receiver<u64>,
@@ -48,7 +46,7 @@ impl Errand {
     /// A transparent route: the message goes to its only backend as the client meant it.
     pub(super) async fn straight(&self, asked: Asked, open: &mut Open) -> Result<Outgoing, Rejection> {
         let member = self.only_member(open)?;
-        let session = asked.session(&self.sealer, &self.principal, member, self.request.at)?;
+        let session = asked.session(&self.house.sealer, &self.principal, member, self.request.at)?;
         self.run(member, asked, session, open).await
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Lists;
+use super::Sealer;
 use crate::backend::Backend;
 use crate::catalog::Mode;
 use crate::credentials;
@@ -31,6 +32,8 @@ pub struct House {
     pub lists: Lists,
     /// The scopes whose grants do least: what a client is told to ask for first.
     pub first_scopes: Vec<String>,
+    /// Seals what clients carry for us: session ids.
+    pub sealer: Sealer,
 }
 
 /// One backend with what the configuration says about it.

@@ -1,26 +1,19 @@
 //! Legacy sessions without a store: the id the client holds is sealed and carries what is needed to go on.
 //!
-//! The id is AEAD (ChaCha20-Poly1305) over the upstream's session id and the negotiated version, with the owner and the
-//! backend as associated data. It is bound to issuer, tenant and subject, not to token bytes: tokens are refreshed in
-//! the middle of a session. A foreign, forged or expired id is an unknown session, nothing more.
+//! Inside are the upstream's session id and the negotiated version, with the owner and the backend as associated bytes.
+//! It is bound to issuer, tenant and subject, not to token bytes: tokens are refreshed in the middle of a session. A
+//! foreign, forged or expired id is an unknown session, nothing more.
 
-use std::time::Duration;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use ring::aead;
-use ring::rand::SecureRandom;
-use ring::rand::SystemRandom;
 use serde::Deserialize;
 use serde::Serialize;
 
+use super::Purpose;
+use super::Sealer;
 use crate::catalog::Session;
 use crate::principal::Principal;
-
-/// A session never outlives this, whatever the upstream thinks: a leaked id has an end.
-const LIFETIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Longer ids are not ours.
 const ID_BYTES_MAX: usize = 4096;
@@ -28,10 +21,8 @@ const ID_BYTES_MAX: usize = 4096;
 /// The upstream's ids are visible ASCII; a longer one is not a session id but a payload.
 const UPSTREAM_ID_BYTES_MAX: usize = 1024;
 
-pub struct Sealer {
-    key: aead::LessSafeKey,
-    random: SystemRandom,
-}
+/// By how much the clocks of two replicas may differ.
+const CLOCK_SKEW_SECONDS: u64 = 60;
 
 #[derive(Deserialize, Serialize)]
 struct Sealed<'a> {
@@ -42,18 +33,6 @@ struct Sealed<'a> {
 }
 
 impl Sealer {
-    /// A fresh random key: sessions end with the process.
-    ///
-    /// # Errors
-    /// When the system has no randomness.
-    pub fn new() -> Result<Sealer, ring::error::Unspecified> {
-        let random = SystemRandom::new();
-        let mut bytes = [0u8; 32];
-        random.fill(&mut bytes)?;
-        let key = aead::LessSafeKey::new(aead::UnboundKey::new(&aead::CHACHA20_POLY1305, &bytes)?);
-        Ok(Sealer { key, random })
-    }
-
     /// The id to hand to the client. `None` if the upstream's id is no session id (size, characters).
     pub fn seal(&self, session: &Session, owner: &Principal, backend: &str, now: SystemTime) -> Option<String> {
         if session.upstream.len() > UPSTREAM_ID_BYTES_MAX
@@ -62,14 +41,8 @@ impl Sealer {
             return None;
         }
         let sealed = Sealed { u: session.upstream.as_str().into(), v: session.version.as_str().into(), t: epoch(now) };
-        let mut text = serde_json::to_vec(&sealed).ok()?;
-        let mut nonce = [0u8; aead::NONCE_LEN];
-        self.random.fill(&mut nonce).ok()?;
-        let associated = aead::Aad::from(associated(owner, backend));
-        self.key.seal_in_place_append_tag(aead::Nonce::assume_unique_for_key(nonce), associated, &mut text).ok()?;
-        let mut whole = nonce.to_vec();
-        whole.extend_from_slice(&text);
-        Some(URL_SAFE_NO_PAD.encode(whole))
+        let plain = serde_json::to_vec(&sealed).ok()?;
+        self.seal_bytes(Purpose::Session, &plain, &associated(owner, backend)).filter(|id| id.len() <= ID_BYTES_MAX)
     }
 
     /// The session behind an id, if it is ours, this principal's, this backend's, and not too old.
@@ -77,13 +50,11 @@ impl Sealer {
         if id.len() > ID_BYTES_MAX {
             return None;
         }
-        let mut whole = URL_SAFE_NO_PAD.decode(id).ok()?;
-        let (nonce, text) = whole.split_at_mut_checked(aead::NONCE_LEN)?;
-        let nonce = aead::Nonce::try_assume_unique_for_key(nonce).ok()?;
-        let text = self.key.open_in_place(nonce, aead::Aad::from(associated(owner, backend)), text).ok()?;
-        let sealed: Sealed<'_> = serde_json::from_slice(text).ok()?;
-        let age = epoch(now).checked_sub(sealed.t)?;
-        (age <= LIFETIME_MAX.as_secs())
+        let plain = self.open_bytes(Purpose::Session, id, &associated(owner, backend))?;
+        let sealed: Sealed<'_> = serde_json::from_slice(&plain).ok()?;
+        // A replica whose clock is a little behind is not a forger.
+        let age = (epoch(now) + CLOCK_SKEW_SECONDS).checked_sub(sealed.t)?.saturating_sub(CLOCK_SKEW_SECONDS);
+        (age <= self.lifetime().as_secs())
             .then(|| Session { upstream: sealed.u.into_owned(), version: sealed.v.into_owned() })
     }
 }
@@ -93,8 +64,7 @@ fn epoch(at: SystemTime) -> u64 {
 }
 
 fn associated(owner: &Principal, backend: &str) -> Vec<u8> {
-    let mut out = b"wardgate-session-1\0".to_vec();
-    out.extend_from_slice(&(owner.key().len() as u64).to_le_bytes());
+    let mut out = (owner.key().len() as u64).to_le_bytes().to_vec();
     out.extend_from_slice(owner.key().as_bytes());
     out.extend_from_slice(backend.as_bytes());
     out
@@ -102,7 +72,10 @@ fn associated(owner: &Principal, backend: &str) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::gateway::seal::LIFETIME;
     use crate::principal::Claims;
 
     fn alice(subject: &str) -> Principal {
@@ -118,8 +91,18 @@ mod tests {
         assert_eq!(sealer.unseal(&id, &alice("alice"), "files", now), Some(session));
         assert_eq!(sealer.unseal(&id, &alice("bob"), "files", now), None);
         assert_eq!(sealer.unseal(&id, &alice("alice"), "git", now), None);
-        assert_eq!(sealer.unseal(&id, &alice("alice"), "files", now + LIFETIME_MAX * 2), None);
+        assert_eq!(sealer.unseal(&id, &alice("alice"), "files", now + LIFETIME * 2), None);
         assert_eq!(Sealer::new().expect("randomness").unseal(&id, &alice("alice"), "files", now), None);
+    }
+
+    #[test]
+    fn a_replica_whose_clock_is_behind_opens_the_session_and_one_from_the_future_is_refused() {
+        let sealer = Sealer::new().expect("randomness");
+        let now = SystemTime::now();
+        let session = Session { upstream: "abc".into(), version: "2025-11-25".into() };
+        let id = sealer.seal(&session, &alice("a"), "b", now).expect("sealed");
+        assert!(sealer.unseal(&id, &alice("a"), "b", now - Duration::from_secs(30)).is_some());
+        assert!(sealer.unseal(&id, &alice("a"), "b", now - Duration::from_secs(300)).is_none());
     }
 
     #[test]

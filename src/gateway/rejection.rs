@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::backend;
 use crate::identity;
 use crate::limits::Limited;
+use crate::limits::Of;
 use crate::mcp;
 use crate::mcp::Era;
 use crate::mcp::FaultKind;
@@ -72,6 +73,7 @@ pub enum Rejection {
     // limits
     RateLimited { limit: &'static str, retry_after: Duration },
     TooManyConcurrent { limit: &'static str },
+    TooManyStreams { limit: &'static str },
     // backend
     AnswerTooLarge { backend: Arc<str> },
     BackendProtocol { backend: Arc<str> },
@@ -142,6 +144,7 @@ impl Rejection {
             Rejection::UnknownTool { .. } => facts(200, error::INVALID_PARAMS, "unknown_tool", Downstream, false),
             Rejection::RateLimited { .. } => facts(429, error::LIMITED, "rate_limited", Downstream, true),
             Rejection::TooManyConcurrent { .. } => facts(429, error::LIMITED, "too_many_concurrent", Downstream, true),
+            Rejection::TooManyStreams { .. } => facts(429, error::LIMITED, "too_many_streams", Downstream, true),
             Rejection::AnswerTooLarge { .. } => facts(502, error::UPSTREAM, "answer_too_large", Upstream, false),
             Rejection::BackendProtocol { .. } => facts(502, error::UPSTREAM, "backend_protocol", Upstream, false),
             Rejection::BackendTimeout { .. } => facts(504, error::UPSTREAM, "backend_timeout", Upstream, true),
@@ -192,6 +195,9 @@ impl Rejection {
             Rejection::TooManyConcurrent { limit } => {
                 format!("the {limit} limit of concurrent calls is reached; retry when one has ended")
             }
+            Rejection::TooManyStreams { limit } => {
+                format!("the {limit} limit of open event streams is reached; close one, or retry when one has ended")
+            }
             Rejection::AnswerTooLarge { backend } => format!("backend {backend} sent an answer over the size limit"),
             Rejection::BackendProtocol { backend } => {
                 format!("backend {backend} sent an answer that breaks the protocol")
@@ -226,7 +232,9 @@ impl Rejection {
     /// Which limit it was, if it was one.
     pub fn limit(&self) -> Option<&'static str> {
         match self {
-            Rejection::RateLimited { limit, .. } | Rejection::TooManyConcurrent { limit } => Some(limit),
+            Rejection::RateLimited { limit, .. }
+            | Rejection::TooManyConcurrent { limit }
+            | Rejection::TooManyStreams { limit } => Some(limit),
             _ => None,
         }
     }
@@ -266,6 +274,7 @@ impl Rejection {
             Rejection::UnknownTool { name: text() },
             Rejection::RateLimited { limit: "tool", retry_after: Duration::from_secs(1) },
             Rejection::TooManyConcurrent { limit: "principal" },
+            Rejection::TooManyStreams { limit: "principal" },
             Rejection::AnswerTooLarge { backend: backend.clone() },
             Rejection::BackendProtocol { backend: backend.clone() },
             Rejection::BackendTimeout { backend: backend.clone() },
@@ -317,8 +326,12 @@ impl From<identity::Error> for Rejection {
 
 impl From<Limited> for Rejection {
     fn from(limited: Limited) -> Self {
-        let Limited { limit, retry_after, concurrent } = limited;
-        if concurrent { Rejection::TooManyConcurrent { limit } } else { Rejection::RateLimited { limit, retry_after } }
+        let Limited { limit, retry_after, of } = limited;
+        match of {
+            Of::Calls => Rejection::RateLimited { limit, retry_after },
+            Of::Concurrent => Rejection::TooManyConcurrent { limit },
+            Of::Streams => Rejection::TooManyStreams { limit },
+        }
     }
 }
 

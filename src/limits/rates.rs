@@ -61,6 +61,10 @@ impl Keys {
         self.key(("tool", principal, backend, tool))
     }
 
+    pub(super) fn streams(&self, of: &str, name: &str) -> Key {
+        self.key(("streams", of, name))
+    }
+
     fn key(&self, name: impl Hash) -> Key {
         u128::from(self.low.hash_one(&name)) | u128::from(self.high.hash_one(&name)) << 64
     }

@@ -13,11 +13,11 @@ fn rate(calls: u32, seconds: u64) -> Rate {
 }
 
 fn calls(count: u32, seconds: u64) -> Bound {
-    Bound { calls: Some(rate(count, seconds)), concurrent: None }
+    Bound { calls: Some(rate(count, seconds)), ..Bound::default() }
 }
 
 fn concurrent(count: u32) -> Bound {
-    Bound { calls: None, concurrent: NonZeroU32::new(count) }
+    Bound { concurrent: NonZeroU32::new(count), ..Bound::default() }
 }
 
 fn tool(glob: &str, bound: Bound) -> (GlobMatcher, Bound) {
@@ -53,7 +53,7 @@ fn a_bucket_empties_refills_evenly_and_says_when() {
     let address = Some(IpAddr::from([192, 0, 2, 1]));
     (0..4).for_each(|_| limits.admit(address).unwrap());
     let limited = limits.admit(address).unwrap_err();
-    assert_eq!(limited, Limited { limit: "address", retry_after: Duration::from_secs(15), concurrent: false });
+    assert_eq!(limited, Limited { limit: "address", retry_after: Duration::from_secs(15), of: Of::Calls });
     clock.advance(limited.retry_after - Duration::from_millis(1));
     assert_eq!(limits.admit(address).unwrap_err().retry_after, Duration::from_millis(1));
     clock.advance(Duration::from_millis(1));
@@ -118,8 +118,8 @@ fn a_slot_is_held_until_dropped() {
     let second = limits.acquire(&ann(), None, "b", None).unwrap();
     let limited = limits.acquire(&ann(), None, "b", None).err().unwrap();
     assert_eq!(
-        (limited.limit, limited.concurrent, limited.retry_after),
-        ("principal-concurrent", true, SLOT_RETRY_AFTER)
+        (limited.limit, limited.of, limited.retry_after),
+        ("principal-concurrent", Of::Concurrent, SLOT_RETRY_AFTER)
     );
     drop(limits.acquire(&"bob".into(), None, "b", None).unwrap());
     drop(first);
@@ -178,7 +178,7 @@ fn slots_come_back_from_threads_that_race_for_them() {
 #[test]
 fn a_reload_gives_nobody_a_fresh_budget() {
     let config = |rate| Config {
-        principal: Bound { calls: Some(rate), concurrent: NonZeroU32::new(1) },
+        principal: Bound { calls: Some(rate), concurrent: NonZeroU32::new(1), streams: None },
         tools: vec![tool("b/t", calls(1, 60))],
         ..Config::default()
     };
@@ -231,4 +231,28 @@ fn extreme_rates_do_not_panic() {
         let _ = rates.count(1);
         rates.sweep();
     }
+}
+
+#[test]
+fn streams_have_bounds_of_their_own_per_principal_and_tenant_and_are_given_back() {
+    let streams = |count| Bound { streams: NonZeroU32::new(count), ..Bound::default() };
+    let (limits, _) = limits(Config { principal: streams(2), tenant: streams(3), ..Config::default() });
+    let open = |who: &str, tenant: Option<&str>| {
+        let who = who.into();
+        limits.hold_stream(limits.acquire(&who, tenant, "b", None)?, &who, tenant)
+    };
+    let first = open("ann", Some("t1")).unwrap();
+    let _second = open("ann", Some("t1")).unwrap();
+    let limited = open("ann", Some("t1")).err().unwrap();
+    assert_eq!((limited.limit, limited.of), ("principal-streams", Of::Streams));
+    drop(limits.acquire(&"ann".into(), Some("t1"), "b", Some("t")).unwrap());
+    let third = open("bob", Some("t1")).unwrap();
+    assert_eq!(refused(open("bob", Some("t1"))), "tenant-streams");
+    let _elsewhere = open("bob", Some("t2")).unwrap();
+    drop(third);
+    drop(open("bob", Some("t1")).unwrap());
+    drop(first);
+    drop(open("ann", Some("t1")).unwrap());
+    // A refusal keeps nothing: three principals and tenants hold streams, four keys in all.
+    assert_eq!(limits.slots.keys(), 4);
 }

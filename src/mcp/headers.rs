@@ -106,14 +106,37 @@ pub fn mirrored(message: &Message, bindings: &[Binding]) -> Vec<(HeaderName, Hea
         return out;
     }
     let arguments = message.params.arguments.as_ref().and_then(|raw| serde_json::from_slice::<Value>(raw).ok());
+    mirror_params(arguments.as_ref(), bindings, &mut out);
+    out
+}
+
+/// What a client writes: the headers of a modern message, given its parts as they stand in the body. Methods are passed
+/// on whether we know them or not.
+pub fn mirror(
+    version: Option<&str>,
+    method: Option<&str>,
+    name: Option<&str>,
+    arguments: Option<&Value>,
+    bindings: &[Binding],
+) -> Vec<(HeaderName, HeaderValue)> {
+    let plain = |name: &'static str, text: Option<&str>| {
+        let value = text.and_then(|text| HeaderValue::from_str(text).ok());
+        value.map(|value| (HeaderName::from_static(name), value))
+    };
+    let mut out: Vec<_> = plain(VERSION, version).into_iter().chain(plain(METHOD, method)).collect();
+    out.extend(name.and_then(encode).map(|value| (HeaderName::from_static(NAME), value)));
+    mirror_params(arguments, bindings, &mut out);
+    out
+}
+
+fn mirror_params(arguments: Option<&Value>, bindings: &[Binding], out: &mut Vec<(HeaderName, HeaderValue)>) {
     for binding in bindings {
-        let value = arguments.as_ref().and_then(|arguments| binding.extract(arguments));
+        let value = arguments.and_then(|arguments| binding.extract(arguments));
         let name = HeaderName::try_from(format!("{PARAM}{}", binding.header.to_ascii_lowercase()));
         if let (Some(value), Ok(name)) = (value.and_then(|value| encode(&value)), name) {
             out.push((name, value));
         }
     }
-    out
 }
 
 /// Does each `Mcp-Param-*` header agree with the argument it mirrors? Unknown ones are ignored (§3.5 of SEP-2243).

@@ -166,6 +166,26 @@ async fn official_clients_of_both_eras_see_and_do_what_they_may() {
     rig.app.shutdown().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_official_client_that_only_speaks_stdio_uses_the_gateway_in_both_eras() {
+    let fixture = Fixture::start(&["--page-size", "9"]);
+    let rig = before(&fixture, |_| {}).await;
+    let folder = tempfile::tempdir().unwrap();
+    let token = folder.path().join("token");
+    std::fs::write(&token, rig.viewer()).unwrap();
+    let program = env!("CARGO_BIN_EXE_wardgate");
+    let target = format!("stdio:{program} stdio {} --bearer-file {}", rig.url(), token.display());
+    let mut cancelled = 0;
+    for mode in ["legacy", "auto", "2026-07-28"] {
+        let mut actions = CALLS.to_vec();
+        actions.push("{}");
+        let seen = python(&target, "-", mode, &actions).await;
+        judge(&rig, &format!("stdio {mode}"), &seen).await;
+        cancelled = arrived(&seen[4], cancelled, &rig, mode).await;
+    }
+    rig.app.shutdown().await;
+}
+
 /// The upstream's count of cancelled calls went up; asks again until it has noticed.
 async fn arrived(line: &Value, before: i64, rig: &Rig, who: &str) -> i64 {
     let count = |text: &str| text.trim().parse::<i64>().ok();

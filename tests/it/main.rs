@@ -12,5 +12,7 @@ mod program;
 mod scripted;
 /// What one request leaves behind and what it may do: the spine over real sockets.
 mod spine;
+/// `wardgate stdio` as a client uses it.
+mod stdio;
 /// Runs `tests/cases/threats/*.yaml`.
 mod threats;

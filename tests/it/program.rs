@@ -251,6 +251,64 @@ async fn terminate_lets_a_running_call_finish_and_exits_0() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn replicas_with_the_same_keys_serve_one_session_and_one_that_is_killed_takes_nothing_with_it() {
+    let stand = Stand::new().await;
+    let (old, new) = ("0f".repeat(32), "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=");
+    std::fs::write(stand.folder.path().join("old"), old).unwrap();
+    std::fs::write(stand.folder.path().join("new"), new).unwrap();
+    let path = |name: &str| stand.folder.path().join(name);
+    // In the middle of a rotation: one replica seals with the new key already.
+    for (name, keys) in [("one", ["file:new", "file:old"]), ("two", ["file:old", "file:new"])] {
+        let mut file = stand.file();
+        file["sessions"] = json!({ "keys": keys });
+        file["audit"]["file"] = json!(path(&format!("{name}.jsonl")));
+        std::fs::write(path(&format!("{name}.yaml")), file.to_string()).unwrap();
+    }
+    let mut one = Running::start(&["run", "-c", path("one.yaml").to_str().unwrap()]);
+    let mut two = Running::start(&["run", "-c", path("two.yaml").to_str().unwrap()]);
+    let (one_at, two_at) = (one.address().await, two.address().await);
+    let token = stand.token("mcp.read mcp.write");
+    let client = harness::client();
+    let post = async |address: &str, session: Option<&str>, method: &str, params: Value| {
+        let mut request = client
+            .post(format!("http://{address}/mcp"))
+            .bearer_auth(&token)
+            .json(&json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params }));
+        request = request.header("accept", "application/json, text/event-stream");
+        if let Some(session) = session {
+            request = request.header("mcp-session-id", session).header("mcp-protocol-version", "2025-11-25");
+        }
+        harness::Answer::of(request.send().await.unwrap()).await
+    };
+    let hello =
+        json!({ "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": { "name": "it", "version": "1" } });
+    let begun = post(&one_at, None, "initialize", hello).await;
+    let session = begun.header("mcp-session-id").expect("the workbench has sessions").to_owned();
+    for turn in 0..3 {
+        let tool = if turn == 0 { "write_note" } else { "append_note" };
+        let note = json!({ "name": tool, "arguments": { "id": "shared", "text": format!("turn {turn}\n") } });
+        let address = if turn % 2 == 0 { &two_at } else { &one_at };
+        let answer = post(address, Some(&session), "tools/call", note).await;
+        assert_eq!(answer.status, 200, "turn {turn}: {}", answer.text);
+        assert_ne!(answer.body["result"]["isError"], true, "turn {turn}: {}", answer.text);
+    }
+    one.child.kill().await.unwrap();
+    let read = json!({ "name": "read_note", "arguments": { "id": "shared" } });
+    let answer = post(&two_at, Some(&session), "tools/call", read).await;
+    for turn in 0..3 {
+        assert!(answer.result_text().contains(&format!("turn {turn}")), "{}", answer.text);
+    }
+    // A reload that drops the key ends the sessions sealed under it.
+    let mut file = stand.file();
+    file["sessions"] = json!({ "keys": ["file:old"] });
+    file["audit"]["file"] = json!(path("two.jsonl"));
+    std::fs::write(path("two.yaml"), file.to_string()).unwrap();
+    two.until("was reloaded").await;
+    let answer = post(&two_at, Some(&session), "ping", json!({})).await;
+    assert_eq!((answer.status, &answer.body["error"]["data"]["reason"]), (404, &json!("session_unknown")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn audit_verify_finds_a_changed_record() {
     let stand = Stand::new().await;
     let mut running = Running::start(&["run", "-c", stand.path().to_str().unwrap()]);

@@ -202,6 +202,61 @@ async fn concurrency_is_bounded_and_given_back() {
     panic!("the slot of a client that left is not given back");
 }
 
+/// An upstream of either era whose every stream is open and silent.
+async fn silent() -> Scripted {
+    Scripted::start(|method, _, message| match (method.as_str(), message["method"].as_str()) {
+        (_, Some("tools/list")) => scripted::result(message, scripted::two_tools()),
+        ("GET", _) | (_, Some("subscriptions/listen")) => {
+            let silence = futures_util::stream::pending::<Result<axum::body::Bytes, std::io::Error>>();
+            let body = axum::body::Body::from_stream(silence);
+            axum::response::Response::builder().header("content-type", "text/event-stream").body(body).unwrap()
+        }
+        _ => scripted::result(message, json!({ "resultType": "complete", "content": [] })),
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn open_streams_are_bounded_per_caller_and_given_back() {
+    for era in ["legacy", "modern"] {
+        let upstream = silent().await;
+        let rig = Rig::with(|file| {
+            file["backends"] =
+                json!({ "odd": { "http": { "url": upstream.url }, "trust_annotations": true, "era": era } });
+            file["routes"][0]["backends"] = json!(["odd"]);
+            file["limits"] = json!({ "principal": { "streams": 2 } });
+        })
+        .await;
+        let open = async |token: String| {
+            let request = if era == "legacy" {
+                rig.client.get(rig.url()).header("accept", "text/event-stream")
+            } else {
+                let params = json!({ "notifications": { "toolsListChanged": true } });
+                modern_request(&rig.client, &rig.url(), "subscriptions/listen", params)
+            };
+            request.bearer_auth(token).send().await.unwrap()
+        };
+        let first = open(rig.viewer()).await;
+        let _second = open(rig.viewer()).await;
+        let third = Answer::of(open(rig.viewer()).await).await;
+        let asked = if era == "legacy" { json!(null) } else { json!("q-1") };
+        assert_eq!((third.status, third.code(), &third.body["id"]), (429, Some(-31429), &asked), "{era}");
+        assert_eq!(third.body["error"]["data"]["reason"], "too_many_streams");
+        assert_eq!(third.header("retry-after"), Some("1"));
+        let record = rig.record(|record| record["reason"] == "too_many_streams").await;
+        assert_eq!(record["limit"], "principal-streams");
+        assert_eq!(open(rig.editor()).await.status(), 200, "another caller has slots of their own");
+        drop(first);
+        let again = async {
+            while open(rig.viewer()).await.status() != 200 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), again).await.expect("the slot comes back with the stream's end");
+        rig.app.shutdown().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn progress_flows_event_by_event_and_a_client_that_leaves_is_recorded() {
     let rig = Rig::start().await;

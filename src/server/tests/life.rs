@@ -72,6 +72,22 @@ async fn a_client_that_does_not_read_is_cut_after_the_write_timeout() {
 }
 
 #[tokio::test]
+async fn a_stream_whose_client_does_not_read_is_ended_and_let_go() {
+    let mut rig = Rig::with(|config| config.admission.write_timeout = Duration::from_millis(200)).await;
+    let mut raw = rig.connect().await;
+    raw.send(listen("/events")).await;
+    assert_eq!(raw.head().await.status, 200);
+    assert_eq!(rig.event().await, Event::Served("/events".into()));
+    // More than any socket buffer takes.
+    let event = Bytes::from(format!("data: {}\n\n", "x".repeat(256 * 1024)));
+    for _ in 0..256 {
+        rig.news.send(event.clone()).unwrap();
+    }
+    assert_eq!(rig.event().await, Event::Dropped("/events stream".into()));
+    drop(raw);
+}
+
+#[tokio::test]
 async fn at_shutdown_a_running_call_finishes_and_says_close() {
     let mut rig = Rig::start().await;
     let mut raw = rig.connect().await;
