@@ -154,7 +154,8 @@ mod tests {
     #[test]
     fn failures_in_a_row_open_it_and_a_success_between_them_does_not() {
         let (mut breaker, now) = (Breaker::new(CONFIG), Instant::now());
-        for outcome in [Outcome::Failed, Outcome::Failed, Outcome::Alive, Outcome::Failed, Outcome::Unknown, Outcome::Failed]
+        for outcome in
+            [Outcome::Failed, Outcome::Failed, Outcome::Alive, Outcome::Failed, Outcome::Unknown, Outcome::Failed]
         {
             let pass = breaker.admit(now).expect("closed");
             assert_eq!(breaker.report(pass, outcome, now), Change::Nothing);

@@ -170,7 +170,9 @@ pub struct Invalid {
 pub fn new(config: Config) -> Result<Arc<dyn Backend>, Invalid> {
     let config = Arc::new(config);
     Ok(match &config.transport {
-        Transport::Http(http) => Arc::new(Remote::new(&config, Guarded::new(http::Upstream::new(&config, http)?, &config))),
+        Transport::Http(http) => {
+            Arc::new(Remote::new(&config, Guarded::new(http::Upstream::new(&config, http)?, &config)))
+        }
         Transport::Sse(sse) => Arc::new(Remote::new(&config, Guarded::new(sse::Upstream::new(&config, sse)?, &config))),
         Transport::Stdio(stdio) => Arc::new(Remote::new(&config, stdio::Upstream::new(&config, stdio)?)),
     })

@@ -122,28 +122,30 @@ impl Desk {
     }
 
     /// A new guest, who leaves when dropped unless it stays.
-    pub(super) fn join(
-        self: &Arc<Self>,
-        session: Arc<str>,
-        owner: &str,
-        hello: &Message,
-    ) -> Result<Newcomer, Error> {
+    pub(super) fn join(self: &Arc<Self>, session: Arc<str>, owner: &str, hello: &Message) -> Result<Newcomer, Error> {
         let mut state = self.state();
         if state.closed {
             return Err(self.gone());
         }
         let capabilities = relay::capabilities(hello);
-        state.guests.join(session.clone(), owner, capabilities, self.inbox()).map_err(|what| self.blame.unavailable(what))?;
+        state
+            .guests
+            .join(session.clone(), owner, capabilities, self.inbox())
+            .map_err(|what| self.blame.unavailable(what))?;
         Ok(Newcomer { desk: self.clone(), session: Some(session) })
     }
 
     /// The guest's session has ended: nobody waits for the answers to what the server asked it.
     pub(super) fn leave(&self, session: &str) {
         let mut state = self.state();
+        state.used = Instant::now();
+        self.part(&mut state, session);
+    }
+
+    fn part(&self, state: &mut State, session: &str) {
         let Some(left) = state.guests.leave(session) else {
             return;
         };
-        state.used = Instant::now();
         for id in &left.asked {
             let _ = self.asides.try_send(relay::refusal(id));
         }
@@ -177,7 +179,8 @@ impl Desk {
                 send(waiting.line(&hello)).await?;
                 waiting.answer().await
             };
-            let answer = pingora::time::timeout(GREETING_TIMEOUT, work).await.unwrap_or_else(|_| Err(desk.blame.timeout()))?;
+            let answer =
+                pingora::time::timeout(GREETING_TIMEOUT, work).await.unwrap_or_else(|_| Err(desk.blame.timeout()))?;
             if !is_error(&answer) {
                 *greeting = Some(answer.clone());
             }
@@ -189,7 +192,8 @@ impl Desk {
             Error::SessionLost { .. } => self.blame.protocol("it ended before it answered"),
             other => other,
         })?;
-        relay::readdressed(&answer, id.as_json()).ok_or_else(|| self.blame.protocol("initialize was answered by something else"))
+        relay::readdressed(&answer, id.as_json())
+            .ok_or_else(|| self.blame.protocol("initialize was answered by something else"))
     }
 
     /// Notes that this request waits. Its line is to be sent then.
@@ -208,7 +212,8 @@ impl Desk {
             None => None,
             Some(session) => Some(state.guests.touch(session).ok_or_else(|| self.blame.session_lost())?),
         };
-        if let (Some(guest), Some(Method::ResourcesSubscribe), Some(uri)) = (&guest, message.method, &message.params.uri)
+        if let (Some(guest), Some(Method::ResourcesSubscribe), Some(uri)) =
+            (&guest, message.method, &message.params.uri)
             && !state.guests.subscribe(guest, uri)
         {
             return Err(self.blame.unavailable("this session has too many subscriptions"));
@@ -225,7 +230,8 @@ impl Desk {
 
     /// The answer to a request that the server need not be asked: others still listen to what one does not any more.
     pub(super) fn spare(&self, message: &Message, session: &str) -> Option<Bytes> {
-        let (Some(Method::ResourcesUnsubscribe), Some(uri), Some(id)) = (message.method, &message.params.uri, message.id())
+        let (Some(Method::ResourcesUnsubscribe), Some(uri), Some(id)) =
+            (message.method, &message.params.uri, message.id())
         else {
             return None;
         };
@@ -285,7 +291,9 @@ impl Desk {
             Ok(Came::Request { id, method, token }) => self.ask(line, &id, &method, token),
             // Whose it is cannot be known. SPEC: 2026-07-28: what is not about a request is about a subscription.
             Ok(Came::Notification { .. }) if self.era == Era::Modern => {}
-            Ok(Came::Notification { method, uri, request }) => self.tell(line, &method, uri.as_deref(), request.as_deref()),
+            Ok(Came::Notification { method, uri, request }) => {
+                self.tell(line, &method, uri.as_deref(), request.as_deref())
+            }
             Err(what) => self.bad(what),
         }
     }
@@ -446,7 +454,7 @@ impl Desk {
         };
         let mut over = state.guests.unused(guest_max);
         over.retain(|session| !running(&state, session));
-        over.iter().for_each(|session| drop(state.guests.leave(session)));
+        over.iter().for_each(|session| self.part(&mut state, session));
         (idle, over)
     }
 }

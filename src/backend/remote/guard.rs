@@ -18,6 +18,7 @@ use crate::backend::breaker::Breaker;
 use crate::backend::breaker::Change;
 use crate::backend::breaker::Outcome;
 use crate::backend::breaker::Pass;
+use crate::catalog::Operation;
 use crate::credentials::Credential;
 
 pub(super) struct Guarded<U> {
@@ -73,18 +74,17 @@ impl<U: Reach> Reach for Guarded<U> {
             self.blame.unavailable(format!("circuit open, next try in {seconds} s"))
         })?;
         let mut attempt = Attempt { breaker, blame: &self.blame, pass, outcome: Outcome::Unknown };
+        let asks = matches!(ask.operation, Operation::Post(_));
         let answer = self.upstream.ask(ask, credential, deadline).await;
         attempt.outcome = match &answer {
             Err(Error::Unavailable { .. }) => Outcome::Failed,
             Err(Error::Timeout { .. }) if began.elapsed() >= self.patience => Outcome::Failed,
-            Err(Error::Timeout { .. }) => Outcome::Unknown,
-            Ok(_)
-            | Err(
-                Error::AnswerTooLarge { .. }
-                | Error::CredentialRefused { .. }
-                | Error::Protocol { .. }
-                | Error::SessionLost { .. },
-            ) => Outcome::Alive,
+            // Streams and sessions may be our own affair: the upstream need not have been asked.
+            Err(Error::Timeout { .. } | Error::SessionLost { .. }) => Outcome::Unknown,
+            Ok(_) if !asks => Outcome::Unknown,
+            Ok(_) | Err(Error::AnswerTooLarge { .. } | Error::CredentialRefused { .. } | Error::Protocol { .. }) => {
+                Outcome::Alive
+            }
         };
         answer
     }

@@ -242,12 +242,7 @@ impl Inner {
     }
 
     /// Opens a stream, and over it a session that is known to nobody until `initialize` was answered well.
-    async fn begin_session(
-        self: &Arc<Self>,
-        hello: &Message,
-        owner: &str,
-        header: Header,
-    ) -> Result<Answer, Error> {
+    async fn begin_session(self: &Arc<Self>, hello: &Message, owner: &str, header: Header) -> Result<Answer, Error> {
         let mut newborn = Newborn(Some(self.open(header.clone()).await?));
         let Some(line) = newborn.0.clone() else {
             return Err(self.blame.unavailable("the stream is gone"));
@@ -352,7 +347,9 @@ impl Inner {
             200..=299 => {}
             300..=399 => return Err(self.blame.protocol("a redirect; redirects are never followed")),
             status @ (401 | 403) => return Err(self.blame.refused(status)),
-            status @ 400..=499 => return Err(self.blame.protocol(format!("status {status} in place of an event stream"))),
+            status @ 400..=499 => {
+                return Err(self.blame.protocol(format!("status {status} in place of an event stream")));
+            }
             status => return Err(self.blame.unavailable(format!("status {status}"))),
         }
         if header("content-encoding")?.is_some_and(|encoding| encoding != "identity") {
@@ -375,7 +372,8 @@ impl Inner {
             match (event.name.as_deref(), event.data) {
                 (_, None) => {}
                 (Some("endpoint"), Some(data)) => {
-                    return String::from_utf8(data.to_vec()).map_err(|_| self.blame.protocol("its endpoint is not UTF-8"));
+                    return String::from_utf8(data.to_vec())
+                        .map_err(|_| self.blame.protocol("its endpoint is not UTF-8"));
                 }
                 (_, Some(_)) => break,
             }

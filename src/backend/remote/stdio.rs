@@ -328,8 +328,7 @@ impl Inner {
         if owned >= self.stdio.processes_per_principal_max && !key.owner.is_empty() {
             return Err(self.blame.unavailable(format!("{owned} processes run for this principal already")));
         }
-        let home =
-            Home { inner: Arc::downgrade(self), key: key.clone(), name: self.config.name.clone(), _slot: slot };
+        let home = Home { inner: Arc::downgrade(self), key: key.clone(), name: self.config.name.clone(), _slot: slot };
         let child = Child::spawn(&self.stdio, &self.config, key.era, home);
         self.broken.store(child.is_err(), Ordering::Relaxed);
         let child = child.map_err(|what| self.blame.unavailable(what))?;

@@ -596,11 +596,14 @@ async fn an_upstream_that_does_not_answer_is_left_alone_and_then_tried_by_one_ca
     }
     assert!(!backend.healthy());
     let error = call(&backend, tool_call(Effect::Destroy)).await.map(drop);
-    assert!(matches!(&error, Err(Error::Unavailable { what, .. }) if what == "circuit open, next try in 1 s"), "{error:?}");
+    assert!(
+        matches!(&error, Err(Error::Unavailable { what, .. }) if what == "circuit open, next try in 1 s"),
+        "{error:?}"
+    );
     assert_eq!(server.all().await.len(), 2, "the third was not sent");
     broken.store(false, Ordering::Relaxed);
     while call(&backend, tool_call(Effect::Destroy)).await.is_err() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::task::yield_now().await;
     }
     assert!(backend.healthy());
     assert_eq!(server.all().await.len(), 1);

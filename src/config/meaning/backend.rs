@@ -108,7 +108,10 @@ fn backend(book: &mut Book<'_>, key: &Key, name: String, written: file::Backend)
     }
     let stdio_only = written.stdio.is_some() && written.http.is_none() && written.sse.is_none();
     if stdio_only && written.credential.is_some() {
-        book.error(&key.at("credential"), "is for `http` and `sse` backends: a program gets its secrets by `stdio.env`");
+        book.error(
+            &key.at("credential"),
+            "is for `http` and `sse` backends: a program gets its secrets by `stdio.env`",
+        );
     }
     let credential = match written.credential.filter(|_| !stdio_only) {
         Some(written) => credential(book, &key.at("credential"), written),
@@ -128,24 +131,7 @@ fn backend(book: &mut Book<'_>, key: &Key, name: String, written: file::Backend)
     }
     let breaker = breaker(book, &key.at("breaker"), written.breaker).filter(|_| !stdio_only);
     let with_credential = matches!(credential, credentials::Config::Static { .. });
-    let transport = match (written.http, written.sse, written.stdio) {
-        (Some(written), None, None) => {
-            http(book, &key.at("http"), written, with_credential).map(Transport::Http)
-        }
-        (None, Some(written), None) => sse(book, &key.at("sse"), written, with_credential).map(Transport::Sse),
-        (None, None, Some(written)) => stdio(book, &key.at("stdio"), written).map(Transport::Stdio),
-        (None, None, None) => {
-            book.missing(
-                key,
-                "does not say where the server is: give `http: { url: … }`, `sse: { url: … }` or `stdio: { command: […] }`",
-            );
-            None
-        }
-        _ => {
-            book.error(key, "`http`, `sse` and `stdio` exclude each other");
-            None
-        }
-    };
+    let transport = transport(book, key, (written.http, written.sse, written.stdio), with_credential);
     let effects = effects(book, &key.at("effects"), written.effects, written.trust_annotations);
     let read_timeout = written.read_timeout.map_or(Some(READ_TIMEOUT), |span| span.0);
     if read_timeout.is_some_and(|span| span.is_zero()) {
@@ -175,6 +161,31 @@ fn backend(book: &mut Book<'_>, key: &Key, name: String, written: file::Backend)
         })),
     };
     Some(config)
+}
+
+/// The one way there is.
+fn transport(
+    book: &mut Book<'_>,
+    key: &Key,
+    written: (Option<file::Http>, Option<file::Sse>, Option<file::Stdio>),
+    with_credential: bool,
+) -> Option<Transport> {
+    match written {
+        (Some(written), None, None) => http(book, &key.at("http"), written, with_credential).map(Transport::Http),
+        (None, Some(written), None) => sse(book, &key.at("sse"), written, with_credential).map(Transport::Sse),
+        (None, None, Some(written)) => stdio(book, &key.at("stdio"), written).map(Transport::Stdio),
+        (None, None, None) => {
+            book.missing(
+                key,
+                "does not say where the server is: give `http: { url: … }`, `sse: { url: … }` or `stdio: { command: […] }`",
+            );
+            None
+        }
+        _ => {
+            book.error(key, "`http`, `sse` and `stdio` exclude each other");
+            None
+        }
+    }
 }
 
 fn effects(book: &mut Book<'_>, key: &Key, rules: Option<Vec<file::EffectRule>>, trust: Option<bool>) -> Effects {

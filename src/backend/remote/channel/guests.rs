@@ -178,7 +178,14 @@ impl Guests {
     }
 
     /// The server asks this session. `false`: its client did not say it can do that, or was asked too much already.
-    pub(super) fn ask(&mut self, session: &str, id: Id, method: &str, token: Option<String>, inbox: Arc<Inbox>) -> bool {
+    pub(super) fn ask(
+        &mut self,
+        session: &str,
+        id: Id,
+        method: &str,
+        token: Option<String>,
+        inbox: Arc<Inbox>,
+    ) -> bool {
         let needed = match method {
             "sampling/createMessage" => Some("sampling"),
             "elicitation/create" => Some("elicitation"),

@@ -394,7 +394,9 @@ mod tests {
         assert_eq!(in_front(br#"{"jsonrpc":"2.0","id":7,"result":{"x":"aaaa"#), Ok(Some(7)));
         assert_eq!(in_front(br#"{"jsonrpc":"2.0","id":7,"resu"#), Ok(Some(7)));
         assert_eq!(in_front(br#"{"jsonrpc":"2.0","method":"notifications/message","params":{"x":"aaaa"#), Ok(None));
-        for unknown in [&br#"{"jsonrpc":"2.0","result":{"id":7,"x":"aaaa"#[..], b"xxxxx", br#"{"id":"7","result":{"#, b""] {
+        for unknown in
+            [&br#"{"jsonrpc":"2.0","result":{"id":7,"x":"aaaa"#[..], b"xxxxx", br#"{"id":"7","result":{"#, b""]
+        {
             assert_eq!(in_front(unknown), Err(()), "{unknown:?}");
         }
     }

@@ -85,8 +85,7 @@ fn upstream(server: &Server) -> Upstream {
 async fn ask(upstream: &Upstream, operation: Operation, session: Option<&str>) -> Result<Answer, Error> {
     let header = http::header::AUTHORIZATION;
     let credential = credentials::Config::Static { header, value: Secret::new("Bearer key") };
-    let ask =
-        Ask { operation: &operation, session, version: None, bindings: &[], repeatable: false, owner: "i||anna" };
+    let ask = Ask { operation: &operation, session, version: None, bindings: &[], repeatable: false, owner: "i||anna" };
     upstream.ask(ask, &credentials::own(&credential), soon()).await
 }
 
@@ -139,8 +138,7 @@ async fn a_session_is_a_stream_and_its_answers_find_their_requests() {
     let (anna, bert) = (open(&upstream).await, open(&upstream).await);
     assert!(anna != bert && anna.len() == 32, "unguessable and our own: {anna}");
     let call = |who: &str| post("1", Method::ToolsCall, &format!(r#"{{"who":"{who}"}}"#));
-    let (one, two) =
-        tokio::join!(ask(&upstream, call("anna"), Some(&anna)), ask(&upstream, call("bert"), Some(&bert)));
+    let (one, two) = tokio::join!(ask(&upstream, call("anna"), Some(&anna)), ask(&upstream, call("bert"), Some(&bert)));
     assert_eq!(body(one), r#"{"jsonrpc":"2.0","id":1,"result":{"who":"anna"}}"#);
     assert_eq!(body(two), r#"{"jsonrpc":"2.0","id":1,"result":{"who":"bert"}}"#);
     let note = ask(&upstream, post("", Method::NotificationsInitialized, "{}"), Some(&anna)).await;

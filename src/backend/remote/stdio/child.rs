@@ -182,7 +182,8 @@ impl Child {
     }
 
     fn close(&self, expected: bool) -> Ended {
-        let ended = Ended { at: Instant::now(), lived: self.born.elapsed(), expected, fruitful: self.desk.was_fruitful() };
+        let ended =
+            Ended { at: Instant::now(), lived: self.born.elapsed(), expected, fruitful: self.desk.was_fruitful() };
         // Nothing else sets it.
         let _ = self.ended.set(ended);
         self.desk.close(&self.desk.gone());

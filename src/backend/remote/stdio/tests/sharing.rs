@@ -50,11 +50,10 @@ fn stream() -> Operation {
 
 #[tokio::test]
 async fn two_principals_with_equal_ids_and_tokens_get_their_own_answers_and_progress() {
-    let (upstream, anna, bert) = two(
-        r#"read -r a; read -r b; progress $(id "$b"); answer $(id "$b") "{\"for\":\"$(who "$b")\"}"
-        progress $(id "$a"); answer $(id "$a") "{\"for\":\"$(who "$a")\"}"; cat >/dev/null"#,
-    )
-    .await;
+    let (upstream, anna, bert) =
+        two(r#"read -r a; read -r b; progress $(id "$b"); answer $(id "$b") "{\"for\":\"$(who "$b")\"}"
+        progress $(id "$a"); answer $(id "$a") "{\"for\":\"$(who "$a")\"}"; cat >/dev/null"#)
+        .await;
     let params = |who: &str, token: &str| format!(r#"{{"who":"{who}","_meta":{{"progressToken":{token}}}}}"#);
     let one = begin(&upstream, ANNA, &anna, call("1", &params("anna", "1"))).await;
     let two = begin(&upstream, BERT, &bert, call("1", &params("bert", "\"1\""))).await;
@@ -79,8 +78,10 @@ async fn initialize_is_asked_once_and_answered_to_each_with_their_own_id() {
         let params = format!(r#"{{"protocolVersion":"{version}","capabilities":{{}}}}"#);
         post(id, Method::Initialize, &params, Era::Legacy)
     };
-    let (one, two) =
-        tokio::join!(ask(&upstream, hello("7", "2025-06-18"), None), ask(&upstream, hello("\"x\"", "2024-11-05"), None));
+    let (one, two) = tokio::join!(
+        ask(&upstream, hello("7", "2025-06-18"), None),
+        ask(&upstream, hello("\"x\"", "2024-11-05"), None)
+    );
     let session = one.as_ref().expect("an answer").session.clone();
     assert_eq!(body(one), r#"{"jsonrpc":"2.0","id":7,"result":{"protocolVersion":"2025-06-18"}}"#);
     assert_eq!(body(two), r#"{"jsonrpc":"2.0","id":"x","result":{"protocolVersion":"2025-06-18"}}"#);
@@ -140,14 +141,12 @@ async fn a_principal_has_one_process_per_era_and_nobody_elses() {
 
 #[tokio::test]
 async fn what_changed_is_told_to_all_and_a_resource_only_to_those_who_listen() {
-    let (upstream, anna, bert) = two(
-        r#"read -r s; answer $(id "$s") '{}'; read -r a
+    let (upstream, anna, bert) = two(r#"read -r s; answer $(id "$s") '{}'; read -r a
         say '{"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":"u:a"}}'
         say '{"jsonrpc":"2.0","method":"notifications/elicitation/complete","params":{"elicitationId":"of somebody"}}'
         say '{"jsonrpc":"2.0","method":"notifications/tools/list_changed"}'; answer $(id "$a") '{}'
         read -r b; read -r c; say '{"jsonrpc":"2.0","method":"notifications/message","params":{"data":"of one of two"}}'
-        answer $(id "$b") '{}'; answer $(id "$c") '{}'; cat >/dev/null"#,
-    )
+        answer $(id "$b") '{}'; answer $(id "$c") '{}'; cat >/dev/null"#)
     .await;
     let subscribe = Message {
         params: crate::mcp::Params {
@@ -204,12 +203,11 @@ async fn a_server_asks_the_one_whose_call_runs_and_only_that_one_answers() {
 
 #[tokio::test]
 async fn a_server_that_could_mean_two_is_refused() {
-    let (upstream, anna, bert) = two(
-        r#"read -r a; read -r b; say '{"jsonrpc":"2.0","id":"s","method":"roots/list"}'; read -r no
+    let (upstream, anna, bert) =
+        two(r#"read -r a; read -r b; say '{"jsonrpc":"2.0","id":"s","method":"roots/list"}'; read -r no
         say '{"jsonrpc":"2.0","id":"p","method":"ping"}'; read -r pong
-        answer $(id "$a") "$no"; answer $(id "$b") "$pong"; cat >/dev/null"#,
-    )
-    .await;
+        answer $(id "$a") "$no"; answer $(id "$b") "$pong"; cat >/dev/null"#)
+        .await;
     let one = begin(&upstream, ANNA, &anna, call("1", "{}")).await;
     let two = begin(&upstream, BERT, &bert, call("1", "{}")).await;
     let (one, two) = (body(one.await.expect("no panic")), body(two.await.expect("no panic")));
@@ -255,7 +253,10 @@ async fn a_failing_process_waits_longer_each_time_whoever_it_is_for() {
             assert_eq!(record.failures, failures);
             assert!(record.pause() > BACKOFF * (1 << (failures - 1)) / 2, "{processes:?} {failures}");
             let soon = ask(&upstream, hello(), None).await.map(drop);
-            assert!(matches!(&soon, Err(Error::Unavailable { what, .. }) if what.contains("started again")), "{soon:?}");
+            assert!(
+                matches!(&soon, Err(Error::Unavailable { what, .. }) if what.contains("started again")),
+                "{soon:?}"
+            );
             // As if the pause had passed.
             let at = record.at.checked_sub(BACKOFF_MAX).expect("the clock has run");
             upstream.0.state().records.insert(key.clone(), Record { at, ..record });
@@ -306,12 +307,11 @@ async fn discovery_keeps_no_process() {
 
 #[tokio::test]
 async fn garbage_and_a_line_without_end_harm_nobody_but_who_is_named_in_it() {
-    let (upstream, anna, bert) = two(
-        r#"read -r a; read -r b; printf '\377\376 garbage {\n[]\n{"jsonrpc":"2.0","id":999,"result":{}}\n'
+    let (upstream, anna, bert) =
+        two(r#"read -r a; read -r b; printf '\377\376 garbage {\n[]\n{"jsonrpc":"2.0","id":999,"result":{}}\n'
         printf '{"jsonrpc":"2.0","id":%s,"result":"' "$(id "$a")"; head -c 200000 /dev/zero | tr '\0' 'x'; say '"}'
-        answer $(id "$b") '{}'; cat >/dev/null"#,
-    )
-    .await;
+        answer $(id "$b") '{}'; cat >/dev/null"#)
+        .await;
     let one = begin(&upstream, ANNA, &anna, call("1", "{}")).await;
     let two = begin(&upstream, BERT, &bert, call("1", "{}")).await;
     let too_large = Err(Error::AnswerTooLarge { backend: "up".into(), bytes_max: 64 * 1024 });
@@ -327,7 +327,7 @@ async fn a_session_that_nobody_uses_ends_and_its_process_lives_on() {
     let (anna, bert) = (open_as(ANNA, &upstream).await, open_as(BERT, &upstream).await);
     let _listening = events(ask_as(BERT, &upstream, stream(), Some(&bert)).await);
     while upstream.0.state().sessions.len() > 1 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::task::yield_now().await;
     }
     let lost = Err(Error::SessionLost { backend: "up".into() });
     assert_eq!(ask_as(ANNA, &upstream, call("1", "{}"), Some(&anna)).await.map(drop), lost);
