@@ -1,5 +1,6 @@
 //! Where is it done? One trait for built-in and remote backends; a call runs only with a `Permit`.
 
+pub mod breaker;
 pub mod remote;
 
 use std::sync::Arc;

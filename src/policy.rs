@@ -100,18 +100,24 @@ pub enum Error {
 /// Making it is not:
 /// ```compile_fail,E0451
 /// fn forge(call: wardgate::catalog::Call) -> wardgate::policy::Permit {
-///     wardgate::policy::Permit { call, policies: std::sync::Arc::new([]) }
+///     wardgate::policy::Permit { call, owner: "".into(), policies: std::sync::Arc::new([]) }
 /// }
 /// ```
 #[derive(Debug)]
 pub struct Permit {
     call: Call,
+    owner: Arc<str>,
     policies: Arc<[String]>,
 }
 
 impl Permit {
     pub fn call(&self) -> &Call {
         &self.call
+    }
+
+    /// The key of the principal it was given to.
+    pub fn owner(&self) -> &str {
+        &self.owner
     }
 
     /// Ids of the policies that allowed it.
@@ -124,7 +130,7 @@ impl Permit {
 impl Permit {
     /// A permit that no policy gave: for tests of the rooms behind policy.
     pub fn for_tests(call: Call) -> Permit {
-        Permit { call, policies: Arc::new([]) }
+        Permit { call, owner: "test||test".into(), policies: Arc::new([]) }
     }
 }
 
@@ -225,7 +231,7 @@ impl Policy {
             Verdict::Allow(_) if call.action == Action::Complete && !self.lists(principal, &call.decl, context) => {
                 deny(Reason::NotGranted, Arc::default(), false)
             }
-            Verdict::Allow(policies) => Ok(Permit { call, policies }),
+            Verdict::Allow(policies) => Ok(Permit { call, owner: principal.key().clone(), policies }),
             Verdict::Deny(reason, policies) => deny(reason, policies, self.lists(principal, &call.decl, context)),
             // INVARIANT: `settle` leaves nothing open.
             Verdict::Depends => deny(Reason::Error, Arc::default(), false),

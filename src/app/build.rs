@@ -96,12 +96,8 @@ fn fingerprint(config: &remote::Config) -> [u8; 32] {
         digest.update(value.expose().as_bytes());
     }
     match &config.transport {
-        remote::Transport::Http(http) => {
-            let client = http.tls.client.iter().flat_map(|(chain, key)| [chain, key]);
-            for path in http.tls.ca.iter().chain(client) {
-                digest.update(&std::fs::read(path).unwrap_or_default());
-            }
-        }
+        remote::Transport::Http(http) => tls_files(&mut digest, &http.tls),
+        remote::Transport::Sse(sse) => tls_files(&mut digest, &sse.tls),
         remote::Transport::Stdio(stdio) => {
             stdio.env.iter().for_each(|(_, value)| digest.update(value.expose().as_bytes()))
         }
@@ -109,6 +105,13 @@ fn fingerprint(config: &remote::Config) -> [u8; 32] {
     let mut print = [0; 32];
     print.copy_from_slice(digest.finish().as_ref());
     print
+}
+
+fn tls_files(digest: &mut ring::digest::Context, tls: &remote::ClientTls) {
+    let client = tls.client.iter().flat_map(|(chain, key)| [chain, key]);
+    for path in tls.ca.iter().chain(client) {
+        digest.update(&std::fs::read(path).unwrap_or_default());
+    }
 }
 
 /// Would these rooms do? For `check`: nothing is bound, nothing is connected to. Gives what the operator should know.

@@ -1,9 +1,12 @@
-//! A remote MCP server as a `Backend`: streamable HTTP over TCP, TLS or a Unix socket, or a stdio child process.
+//! A remote MCP server as a `Backend`: streamable HTTP, HTTP+SSE of 2024-11-05, or a stdio child process.
 
+mod channel;
 mod discover;
+mod guard;
 mod http;
 mod pump;
 mod replica;
+mod sse;
 mod stdio;
 #[cfg(test)]
 mod tests;
@@ -22,7 +25,7 @@ use serde_json::value::RawValue;
 use super::Answer;
 use super::Backend;
 use super::Error;
-use crate::catalog::Call;
+use super::breaker;
 use crate::catalog::Catalog;
 use crate::catalog::Effects;
 use crate::catalog::Kind;
@@ -33,6 +36,7 @@ use crate::mcp;
 use crate::mcp::list::Entry;
 use crate::policy::Permit;
 use discover::Shelf;
+use guard::Guarded;
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -51,11 +55,14 @@ pub struct Config {
     pub event_bytes_max: usize,
     /// How long a fetched catalog is taken as the truth before a call makes us ask again.
     pub catalog_ttl: Duration,
+    /// When to leave an upstream alone that does not answer. Not for child processes: each has its own pauses.
+    pub breaker: Option<breaker::Config>,
 }
 
 #[derive(Clone, Debug)]
 pub enum Transport {
     Http(Http),
+    Sse(Sse),
     Stdio(Stdio),
 }
 
@@ -110,15 +117,42 @@ pub struct Health {
     pub healthy_after: u32,
 }
 
+/// HTTP+SSE of 2024-11-05. A session is an open stream.
+#[derive(Clone, Debug)]
+pub struct Sse {
+    /// Of the event stream; it names the endpoint for messages itself.
+    pub endpoint: Endpoint,
+    pub tls: ClientTls,
+    /// A session that nobody uses is ended after this.
+    pub idle_timeout: Duration,
+    /// Sessions at once, and messages on their way at once.
+    pub connections_max: usize,
+}
+
 #[derive(Clone, Debug)]
 pub struct Stdio {
     pub command: Vec<String>,
     pub env: Vec<(String, crate::secret::Secret)>,
     pub directory: Option<PathBuf>,
+    /// Who shares a process.
+    pub processes: Processes,
     /// Child processes at once.
     pub processes_max: usize,
+    /// Of one principal. Without meaning where all share one.
+    pub processes_per_principal_max: usize,
     /// A child that serves nobody is ended after this.
     pub idle_timeout: Duration,
+}
+
+/// Whose a child process is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Processes {
+    /// All sessions and modern requests of one principal share one.
+    Principal,
+    /// Each legacy session has its own; modern requests, which have none, share one per principal.
+    Session,
+    /// All principals share one.
+    Shared,
 }
 
 /// Why a configured backend cannot be built. Found at start and at reload, never while a call runs.
@@ -136,7 +170,10 @@ pub struct Invalid {
 pub fn new(config: Config) -> Result<Arc<dyn Backend>, Invalid> {
     let config = Arc::new(config);
     Ok(match &config.transport {
-        Transport::Http(http) => Arc::new(Remote::new(&config, http::Upstream::new(&config, http)?)),
+        Transport::Http(http) => {
+            Arc::new(Remote::new(&config, Guarded::new(http::Upstream::new(&config, http)?, &config)))
+        }
+        Transport::Sse(sse) => Arc::new(Remote::new(&config, Guarded::new(sse::Upstream::new(&config, sse)?, &config))),
         Transport::Stdio(stdio) => Arc::new(Remote::new(&config, stdio::Upstream::new(&config, stdio)?)),
     })
 }
@@ -152,21 +189,25 @@ struct Ask<'a> {
     bindings: &'a [mcp::Binding],
     /// May be sent twice, because it changes nothing or changes it only once.
     repeatable: bool,
+    /// The principal's key; empty for the gateway itself.
+    owner: &'a str,
 }
 
 impl<'a> Ask<'a> {
-    fn of(call: &'a Call) -> Ask<'a> {
+    fn of(permit: &'a Permit) -> Ask<'a> {
+        let call = permit.call();
         Ask {
             operation: &call.operation,
             session: call.session.as_ref().map(|session| session.upstream.as_str()),
             version: call.version.as_deref(),
             bindings: &call.decl.headers,
             repeatable: call.decl.kind == Kind::Backend || call.decl.retryable(),
+            owner: permit.owner(),
         }
     }
 }
 
-/// One way to reach an upstream: HTTP or a child process.
+/// One way to reach an upstream: HTTP, HTTP+SSE or a child process.
 #[async_trait]
 trait Reach: Send + Sync + 'static {
     async fn ask(&self, ask: Ask<'_>, credential: &Credential, deadline: Instant) -> Result<Answer, Error>;
@@ -227,7 +268,7 @@ impl<U: Reach> Backend for Remote<U> {
 
     async fn call(&self, permit: Permit, credential: Credential, deadline: Instant) -> Result<Answer, Error> {
         self.renew();
-        self.upstream.ask(Ask::of(permit.call()), &credential, deadline).await
+        self.upstream.ask(Ask::of(&permit), &credential, deadline).await
     }
 
     fn healthy(&self) -> bool {

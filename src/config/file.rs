@@ -7,10 +7,14 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 pub(super) use backend::Backend;
+pub(super) use backend::Breaker;
 pub(super) use backend::Credential;
 pub(super) use backend::EffectRule;
 pub(super) use backend::Era;
 pub(super) use backend::Http;
+pub(super) use backend::MaybeBreaker;
+pub(super) use backend::Processes;
+pub(super) use backend::Sse;
 pub(super) use backend::Stdio;
 pub(super) use identity::Algorithm;
 pub(super) use identity::CertificateRule;

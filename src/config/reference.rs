@@ -84,6 +84,9 @@ fn last(reference: &str) -> String {
 }
 
 fn kind(property: &Value) -> String {
+    if let Some(word) = property["const"].as_str() {
+        return format!("`{word}`");
+    }
     if let Some(reference) = property["$ref"].as_str() {
         return named(&last(reference));
     }

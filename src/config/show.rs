@@ -266,17 +266,22 @@ fn limits(config: &limits::Config) -> Shown {
 }
 
 fn backend(config: &remote::Config) -> Shown {
-    let (http, stdio) = match &config.transport {
-        remote::Transport::Http(one) => (http(one), Shown::Nothing),
-        remote::Transport::Stdio(one) => (Shown::Nothing, stdio(one)),
+    let (way, shown) = match &config.transport {
+        remote::Transport::Http(one) => ("http", http(one)),
+        remote::Transport::Sse(one) => ("sse", sse(one)),
+        remote::Transport::Stdio(one) => ("stdio", stdio(one)),
+    };
+    let breaker = match (&config.transport, config.breaker) {
+        (remote::Transport::Stdio(_), _) => Shown::Nothing,
+        (_, None) => word(false),
+        (_, Some(breaker)) => map([("failures", word(breaker.failures)), ("pause", span(breaker.pause))]),
     };
     let credential = match &config.credential {
         credentials::Config::None => Shown::Nothing,
         credentials::Config::Static { header, .. } => map([("header", text(header)), ("value", text(MASK))]),
     };
     map([
-        ("http", http),
-        ("stdio", stdio),
+        (way, shown),
         ("era", word(config.era.map_or("auto", crate::mcp::Era::as_str))),
         (
             "effects",
@@ -292,6 +297,7 @@ fn backend(config: &remote::Config) -> Shown {
         ("answer_bytes_max", size(config.answer_bytes_max)),
         ("event_bytes_max", size(config.event_bytes_max)),
         ("catalog_ttl", span(config.catalog_ttl)),
+        ("breaker", breaker),
     ])
 }
 
@@ -327,6 +333,22 @@ fn http(http: &remote::Http) -> Shown {
     ])
 }
 
+fn sse(sse: &remote::Sse) -> Shown {
+    let (certificate, key) = match &sse.tls.client {
+        Some((certificate, key)) => (path(certificate), path(key)),
+        None => (Shown::Nothing, Shown::Nothing),
+    };
+    map([
+        ("url", endpoint(&sse.endpoint)),
+        ("ca", maybe(sse.tls.ca.as_deref(), path)),
+        ("client_certificate", certificate),
+        ("client_key", key),
+        ("sni", maybe(sse.tls.sni.as_ref(), text)),
+        ("idle_timeout", span(sse.idle_timeout)),
+        ("connections_max", word(sse.connections_max)),
+    ])
+}
+
 fn endpoint(endpoint: &remote::Endpoint) -> Shown {
     match &endpoint.place {
         remote::Place::Unix(socket) => text(format_args!("unix:{}:{}", socket.display(), endpoint.path)),
@@ -340,11 +362,18 @@ fn endpoint(endpoint: &remote::Endpoint) -> Shown {
 fn stdio(stdio: &remote::Stdio) -> Shown {
     // What was `plain:` cannot be told from a secret any more, so all are masked.
     let env = Shown::Map(stdio.env.iter().map(|(name, _)| (name.clone(), text(MASK))).collect());
+    let processes = match stdio.processes {
+        remote::Processes::Principal => "principal",
+        remote::Processes::Session => "session",
+        remote::Processes::Shared => "shared",
+    };
     map([
         ("command", list(&stdio.command, text)),
         ("env", if stdio.env.is_empty() { Shown::Nothing } else { env }),
         ("directory", maybe(stdio.directory.as_deref(), path)),
+        ("processes", word(processes)),
         ("processes_max", word(stdio.processes_max)),
+        ("processes_per_principal_max", word(stdio.processes_per_principal_max)),
         ("idle_timeout", span(stdio.idle_timeout)),
     ])
 }

@@ -45,9 +45,12 @@ struct Fixture {
 
 impl Fixture {
     fn start(arguments: &[&str]) -> Fixture {
+        Fixture::of("fixture.py", &[&["--port", "0"], arguments].concat())
+    }
+
+    fn of(program: &str, arguments: &[&str]) -> Fixture {
         let mut child = Command::new(tool("WARDGATE_PYTHON"))
-            .arg(real("fixture.py"))
-            .args(["--port", "0"])
+            .arg(real(program))
             .args(arguments)
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .stdout(Stdio::piped())
@@ -351,4 +354,51 @@ async fn the_inspector_lists_and_calls_through_the_gateway() {
         );
     }
     rig.app.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_2024_11_05_serves_official_clients_through_the_gateway() {
+    let fixture = Fixture::of("sse_server.py", &["canary-key"]);
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("key");
+    std::fs::write(&key, "canary-key\n").unwrap();
+    let rig = before(&fixture, |file| {
+        let credential = json!({ "value": format!("file:{}", key.display()) });
+        file["backends"]["fixture"] =
+            json!({ "sse": { "url": fixture.url }, "trust_annotations": true, "credential": credential });
+    })
+    .await;
+    let token = rig.viewer();
+    let mut actions = CALLS.to_vec();
+    actions.extend(["{}", "--progress", "--call", "slow_count", r#"{"seconds":0.5,"steps":3}"#]);
+    let seen = python(&rig.url(), &token, "legacy", &actions).await;
+    judge(&rig, "python over sse", &seen).await;
+    assert_eq!(seen[4]["text"].as_str().map(str::trim), Some("1"), "it heard of the cancellation: {}", seen[4]);
+    assert!(seen[5]["progress"].as_array().is_some_and(|steps| steps.len() >= 3), "{}", seen[5]);
+    let seen = typescript(&rig.url(), &token, "v1", &["--call", "echo", r#"{"text":"again"}"#]).await;
+    assert_eq!(seen[1]["text"], "again", "{seen:?}");
+    rig.app.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_who_share_a_real_stdio_process_get_their_own_answers_and_progress() {
+    let program = json!([tool("WARDGATE_PYTHON"), real("stdio_server.py")]);
+    for processes in ["principal", "session", "shared"] {
+        let rig = Rig::with(|file| {
+            let stdio = json!({ "command": program, "processes": processes });
+            file["backends"] = json!({ "fixture": { "stdio": stdio, "trust_annotations": true, "era": "legacy" } });
+            file["routes"][0]["backends"] = json!(["fixture"]);
+        })
+        .await;
+        let client = async |token: String, text: &'static str| {
+            let said = format!(r#"{{"text":"{text}"}}"#);
+            let steps = r#"{"seconds":0.6,"steps":4}"#;
+            let actions = ["--progress", "--call", "slow_count", steps, "--call", "echo", &said];
+            let seen = python(&rig.url(), &token, "legacy", &actions).await;
+            assert_eq!(seen[1]["progress"].as_array().map(Vec::len), Some(4), "{processes} {text}: {seen:?}");
+            assert_eq!(seen[2]["text"], text, "{processes}: {seen:?}");
+        };
+        tokio::join!(client(rig.viewer(), "one"), client(rig.viewer(), "two"), client(rig.editor(), "three"));
+        rig.app.shutdown().await;
+    }
 }

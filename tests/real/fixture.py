@@ -653,17 +653,22 @@ def main():
     parser.add_argument("--page-size", type=int, default=0)
     parser.add_argument("--many", type=int, default=0)
     args = parser.parse_args()
-    app = build(args.page_size, args.many).streamable_http_app(event_store=MemoryEventStore(), retry_interval=100)
+    serve(build(args.page_size, args.many).streamable_http_app(event_store=MemoryEventStore(), retry_interval=100),
+          args.port, "/mcp")
+
+
+def serve(app, wanted, path):
+    """Serves until killed; prints where, as soon as it does."""
     # Named as TCP, or asyncio does not set TCP_NODELAY and each answer waits 40 ms for a delayed ACK.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("127.0.0.1", args.port))
+    listener.bind(("127.0.0.1", wanted))
     port = listener.getsockname()[1]
 
     class Ready(uvicorn.Server):
         async def startup(self, sockets=None):
             await super().startup(sockets)
-            print(f"LISTENING http://127.0.0.1:{port}/mcp", flush=True)
+            print(f"LISTENING http://127.0.0.1:{port}{path}", flush=True)
 
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
     Ready(config).run(sockets=[listener])

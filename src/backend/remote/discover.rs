@@ -401,6 +401,7 @@ impl<U: Reach> Fetch<'_, U> {
             version: session.map(|session| session.version.as_str()),
             bindings: &[],
             repeatable: true,
+            owner: "",
         };
         self.upstream.ask(ask, self.credential, until).await
     }

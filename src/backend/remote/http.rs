@@ -48,14 +48,14 @@ use crate::mcp::Era;
 use crate::mcp::Method;
 
 /// How long an upstream may take to accept written bytes.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An error body larger than this is no JSON-RPC error.
 const ERROR_BYTES_MAX: usize = 1024 * 1024;
 
 const SESSION_BYTES_MAX: usize = 1024;
 
-const AGENT: &str = concat!("wardgate/", env!("CARGO_PKG_VERSION"));
+pub(super) const AGENT: &str = concat!("wardgate/", env!("CARGO_PKG_VERSION"));
 
 pub(super) struct Upstream(Arc<Inner>);
 
@@ -107,7 +107,7 @@ impl Upstream {
 }
 
 /// Authority and path are written as they are: nothing in them may end a line or a word.
-fn check(endpoint: &Endpoint, blame: &Blame) -> Result<(), Invalid> {
+pub(super) fn check(endpoint: &Endpoint, blame: &Blame) -> Result<(), Invalid> {
     let visible = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
     if !visible(&endpoint.authority) {
         return Err(blame.invalid(format!("the authority `{}` is not usable", endpoint.authority.escape_debug())));
@@ -118,7 +118,7 @@ fn check(endpoint: &Endpoint, blame: &Blame) -> Result<(), Invalid> {
     Ok(())
 }
 
-fn server_name(endpoint: &Endpoint, tls: &ClientTls) -> String {
+pub(super) fn server_name(endpoint: &Endpoint, tls: &ClientTls) -> String {
     match (&tls.sni, &endpoint.place) {
         (Some(sni), _) => sni.clone(),
         (None, Place::Tcp { host, .. }) => bare(host).to_owned(),
@@ -182,14 +182,14 @@ async fn check_forever(inner: Weak<Inner>, health: Health) {
 }
 
 /// A request without the parts that differ between replicas.
-struct Composed {
-    verb: &'static str,
-    fields: Vec<u8>,
-    body: Bytes,
+pub(super) struct Composed {
+    pub(super) verb: &'static str,
+    pub(super) fields: Vec<u8>,
+    pub(super) body: Bytes,
 }
 
 impl Composed {
-    fn head(&self, endpoint: &Endpoint) -> Vec<u8> {
+    pub(super) fn head(&self, endpoint: &Endpoint) -> Vec<u8> {
         let mut head = Vec::with_capacity(self.fields.len() + endpoint.path.len() + endpoint.authority.len() + 64);
         for part in [self.verb, " ", &endpoint.path, " HTTP/1.1\r\nHost: ", &endpoint.authority, "\r\n"] {
             head.extend_from_slice(part.as_bytes());
@@ -200,7 +200,7 @@ impl Composed {
     }
 
     /// A `HeaderValue` cannot hold a line end, so no value can start a field of its own.
-    fn field(&mut self, name: &str, value: &HeaderValue) {
+    pub(super) fn field(&mut self, name: &str, value: &HeaderValue) {
         self.fields.extend_from_slice(name.as_bytes());
         self.fields.extend_from_slice(b": ");
         self.fields.extend_from_slice(value.as_bytes());
@@ -433,7 +433,7 @@ impl Inner {
     /// One health check: a connection of its own, and any answer that is not a server error.
     async fn check(&self, replica: &Replica, health: Health) {
         let stream = Operation::Stream { last_event_id: None };
-        let ask = Ask { operation: &stream, session: None, version: None, bindings: &[], repeatable: true };
+        let ask = Ask { operation: &stream, session: None, version: None, bindings: &[], repeatable: true, owner: "" };
         let Ok(request) = self.compose(&ask, &credentials::own(&self.config.credential)) else {
             return;
         };

@@ -1,33 +1,37 @@
-//! A child process as upstream: one per legacy session, one shared by all modern requests, newline-delimited JSON.
+//! Child processes as upstream, newline-delimited JSON: one per legacy session, one per principal, or one for all.
+//!
+//! A process serves one era: what it was first told decides how it reads everything else. Where both eras are spoken
+//! to one principal, there are two processes.
 
 mod child;
-mod inbox;
-mod relay;
+mod tap;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
-use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::Weak;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use ring::rand::SecureRandom;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 
 use super::Ask;
 use super::Blame;
 use super::Config;
 use super::Invalid;
+use super::Processes;
 use super::Reach;
 use super::Stdio;
+use super::channel;
 use super::is_error;
 use super::left;
 use crate::backend::Answer;
@@ -39,8 +43,9 @@ use crate::mcp::Era;
 use crate::mcp::Message;
 use crate::mcp::Method;
 use child::Child;
+use child::Ended;
 
-/// A shared process that lives longer than this is not failing.
+/// A process that lives longer than this is not failing.
 const STEADY: Duration = Duration::from_secs(10);
 
 /// The first pause before a failing process is started again; doubled each time up to [`BACKOFF_MAX`].
@@ -48,8 +53,11 @@ const BACKOFF: Duration = Duration::from_millis(500);
 
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
-/// All processes must be gone within this after `stop`.
+/// All processes must be gone within this after `stop`; one of them, where its place is waited for.
 const STOP_TIMEOUT: Duration = Duration::from_secs(6);
+
+/// Failures of so many are remembered; more are forgotten when their pause is over.
+const RECORDS_MAX: usize = 1_000;
 
 pub(super) struct Upstream(Arc<Inner>);
 
@@ -59,18 +67,71 @@ struct Inner {
     blame: Blame,
     /// One permit per process, held until the process is reaped.
     slots: Arc<Semaphore>,
-    sessions: Mutex<HashMap<String, Arc<Child>>>,
-    shared: Mutex<Shared>,
+    state: Mutex<State>,
     /// The last attempt to start a process failed.
     broken: AtomicBool,
+    /// Processes in a row that ended early without a single answer.
+    fruitless: AtomicU32,
     stopped: AtomicBool,
 }
 
 #[derive(Default)]
-struct Shared {
-    child: Option<Arc<Child>>,
-    /// Processes in a row that ended before they were steady.
+struct State {
+    sessions: HashMap<Arc<str>, Arc<Child>>,
+    /// Processes that several sessions and requests may share.
+    shared: HashMap<Key, Arc<Child>>,
+    /// All processes that are not reaped.
+    all: Vec<Arc<Child>>,
+    /// How many there are of one principal.
+    owned: HashMap<Arc<str>, usize>,
+    records: HashMap<Key, Record>,
+}
+
+/// Whose process, and which era it speaks. The owner is empty for all principals together, and for discovery.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+struct Key {
+    owner: Arc<str>,
+    era: Era,
+}
+
+/// Processes in a row that ended before they were steady.
+#[derive(Clone, Copy)]
+struct Record {
     failures: u32,
+    at: Instant,
+}
+
+impl Record {
+    fn pause(self) -> Duration {
+        let pause = BACKOFF.saturating_mul(1 << self.failures.saturating_sub(1).min(16)).min(BACKOFF_MAX);
+        pause.saturating_sub(self.at.elapsed())
+    }
+}
+
+/// Where a process lives: its place among all, and who is told of its end.
+struct Home {
+    inner: Weak<Inner>,
+    key: Key,
+    name: Arc<str>,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Home {
+    fn backend(&self) -> &str {
+        &self.name
+    }
+
+    fn forget(&self, sessions: &[Arc<str>]) {
+        if let Some(inner) = self.inner.upgrade().filter(|_| !sessions.is_empty()) {
+            inner.state().sessions.retain(|session, _| !sessions.contains(session));
+        }
+    }
+
+    fn over(self, child: &Arc<Child>, ended: Ended) {
+        if let Some(inner) = self.inner.upgrade() {
+            inner.bury(&self.key, child, ended);
+        }
+    }
 }
 
 impl Upstream {
@@ -87,9 +148,9 @@ impl Upstream {
             stdio: stdio.clone(),
             blame,
             slots: Arc::new(Semaphore::new(stdio.processes_max.clamp(1, 100_000))),
-            sessions: Mutex::new(HashMap::new()),
-            shared: Mutex::new(Shared::default()),
+            state: Mutex::default(),
             broken: AtomicBool::new(false),
+            fruitless: AtomicU32::new(0),
             stopped: AtomicBool::new(false),
         })))
     }
@@ -107,7 +168,7 @@ impl Reach for Upstream {
         let work = async {
             match ask.operation {
                 Operation::EndSession => self.0.end_session(ask.session),
-                Operation::Post(message) => self.0.post(message, ask.session).await,
+                Operation::Post(message) => self.0.post(message, ask.session, ask.owner).await,
                 Operation::Stream { .. } => self.0.stream(ask.session),
             }
         };
@@ -119,7 +180,7 @@ impl Reach for Upstream {
         const FAILURES_MAX: u32 = 3;
         !self.0.stopped.load(Ordering::Relaxed)
             && !self.0.broken.load(Ordering::Relaxed)
-            && self.0.shared().failures < FAILURES_MAX
+            && self.0.fruitless.load(Ordering::Relaxed) < FAILURES_MAX
     }
 
     async fn stop(&self) {
@@ -133,47 +194,58 @@ impl Reach for Upstream {
 }
 
 impl Inner {
-    fn sessions(&self) -> MutexGuard<'_, HashMap<String, Arc<Child>>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn shared(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn end_all(&self) {
-        let sessions = std::mem::take(&mut *self.sessions());
-        let shared = self.shared().child.take();
-        sessions.into_values().chain(shared).for_each(|child| child.end());
+        let mut state = self.state();
+        state.sessions.clear();
+        state.shared.clear();
+        state.all.iter().for_each(|child| child.end());
     }
 
-    async fn post(self: &Arc<Self>, message: &Message, session: Option<&str>) -> Result<Answer, Error> {
+    async fn post(self: &Arc<Self>, message: &Message, session: Option<&str>, owner: &str) -> Result<Answer, Error> {
         match (message.era, session) {
-            (Era::Modern, _) => self.send(&self.modern_child()?, message).await,
-            (Era::Legacy, Some(session)) => self.send(&self.home(session)?, message).await,
-            (Era::Legacy, None) if message.method == Some(Method::Initialize) => self.begin_session(message).await,
+            (Era::Modern, _) => {
+                let child = self.shared(&self.key(owner, Era::Modern)).await?;
+                self.send(&child, message, None).await
+            }
+            (Era::Legacy, Some(session)) => {
+                let child = self.home(session)?;
+                self.send(&child, message, Some(session)).await
+            }
+            (Era::Legacy, None) if message.method == Some(Method::Initialize) => {
+                self.begin_session(message, owner).await
+            }
             // SPEC: lifecycle (2025-11-25): nothing but `initialize` comes before the session.
             (Era::Legacy, None) => Err(self.blame.session_lost()),
         }
     }
 
-    async fn send(&self, child: &Arc<Child>, message: &Message) -> Result<Answer, Error> {
+    async fn send(&self, child: &Child, message: &Message, session: Option<&str>) -> Result<Answer, Error> {
         if message.is_request() {
-            let content = child.request(message, self.config.read_timeout).await?;
+            let content = child.request(message, session, self.config.read_timeout).await?;
             return Ok(Answer { status: 200, session: None, content });
         }
-        child.tell(message).await?;
+        child.tell(message, session).await?;
         Ok(Answer::empty(202))
     }
 
     fn home(&self, session: &str) -> Result<Arc<Child>, Error> {
-        self.sessions().get(session).cloned().ok_or_else(|| self.blame.session_lost())
+        self.state().sessions.get(session).cloned().ok_or_else(|| self.blame.session_lost())
     }
 
     fn end_session(&self, session: Option<&str>) -> Result<Answer, Error> {
-        let child =
-            session.and_then(|session| self.sessions().remove(session)).ok_or_else(|| self.blame.session_lost())?;
-        child.end();
+        let session = session.ok_or_else(|| self.blame.session_lost())?;
+        let mut state = self.state();
+        let child = state.sessions.remove(session).ok_or_else(|| self.blame.session_lost())?;
+        let shared = state.shared.values().any(|shared| Arc::ptr_eq(shared, &child));
+        drop(state);
+        child.desk.leave(session);
+        if !shared {
+            child.end();
+        }
         Ok(Answer::empty(200))
     }
 
@@ -181,92 +253,150 @@ impl Inner {
         let Some(session) = session else {
             return Ok(Answer::empty(405));
         };
-        let content = self.home(session)?.stream();
+        let content = self.home(session)?.desk.stream(session)?;
         Ok(Answer { status: 200, session: None, content })
     }
 
-    /// A session of its own process. It is known to nobody until `initialize` was answered well.
-    async fn begin_session(self: &Arc<Self>, message: &Message) -> Result<Answer, Error> {
-        let id = self.mint()?;
-        let child = Newborn(Some(self.spawn(Era::Legacy, Some(id.clone()))?));
-        let Some(process) = &child.0 else {
-            return Err(self.blame.unavailable("the process is gone"));
+    fn key(&self, owner: &str, era: Era) -> Key {
+        let owner = if self.stdio.processes == Processes::Shared { "" } else { owner };
+        Key { owner: owner.into(), era }
+    }
+
+    /// A session, in a process of its own or in one that it shares. It is known to nobody until `initialize` was
+    /// answered well.
+    async fn begin_session(self: &Arc<Self>, hello: &Message, owner: &str) -> Result<Answer, Error> {
+        let key = self.key(owner, Era::Legacy);
+        let own = match self.stdio.processes {
+            Processes::Session => true,
+            // Discovery looks and goes; its process must not keep a place for longer.
+            Processes::Principal => owner.is_empty(),
+            Processes::Shared => false,
         };
-        let content = process.request(message, self.config.read_timeout).await?;
-        if matches!(&content, Content::Json(body) if is_error(body)) {
-            return Ok(Answer { status: 200, session: None, content });
+        let (child, newborn) = if own {
+            let child = self.start(&key, false).await?;
+            (child.clone(), Newborn(Some(child)))
+        } else {
+            (self.shared(&key).await?, Newborn(None))
+        };
+        let id = channel::mint(&self.blame)?;
+        let newcomer = child.desk.join(id.clone(), owner, hello)?;
+        let body = child.greet(hello).await?;
+        if is_error(&body) {
+            return Ok(Answer { status: 200, session: None, content: Content::Json(body) });
         }
-        if let Some(process) = child.keep() {
-            self.sessions().insert(id.clone(), process.clone());
-            // It may have ended before it was known here; then nobody else removes it.
-            if process.is_over() || self.stopped.load(Ordering::Relaxed) {
-                self.sessions().remove(&id);
-                process.end();
-            }
+        newborn.keep();
+        newcomer.stay();
+        let mut state = self.state();
+        // It may have ended before it was known here; then nobody else removes it.
+        if child.is_over() || self.stopped.load(Ordering::Relaxed) {
+            drop(state);
+            child.end();
+        } else {
+            state.sessions.insert(id.clone(), child);
         }
-        Ok(Answer { status: 200, session: Some(id), content })
+        Ok(Answer { status: 200, session: Some(id.to_string()), content: Content::Json(body) })
     }
 
-    fn mint(&self) -> Result<String, Error> {
-        let mut random = [0u8; 16];
-        ring::rand::SystemRandom::new()
-            .fill(&mut random)
-            .map_err(|_| self.blame.unavailable("the system gives no random numbers"))?;
-        Ok(random.iter().fold(String::with_capacity(32), |mut id, byte| {
-            // INVARIANT: writing to a String cannot fail.
-            let _ = write!(id, "{byte:02x}");
-            id
-        }))
-    }
-
-    /// The process that all modern requests share, started when needed, not too often when it keeps ending.
-    fn modern_child(self: &Arc<Self>) -> Result<Arc<Child>, Error> {
-        let mut shared = self.shared();
-        if let Some(child) = &shared.child {
-            let Some(ended) = child.ended() else {
-                return Ok(child.clone());
-            };
-            let steady = ended.lived >= STEADY || ended.expected;
-            let failures = if steady { 0 } else { shared.failures.saturating_add(1) };
-            let pause = BACKOFF.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(BACKOFF_MAX);
-            let wait = pause.saturating_sub(ended.at.elapsed());
-            if failures > 0 && !wait.is_zero() {
-                return Err(self
-                    .blame
-                    .unavailable(format!("the process ended and is started again in {} ms", wait.as_millis())));
-            }
-            *shared = Shared { child: None, failures };
+    /// The process that shares this key, started when needed.
+    async fn shared(self: &Arc<Self>, key: &Key) -> Result<Arc<Child>, Error> {
+        let known = self.state().running(key);
+        match known {
+            Some(child) => Ok(child),
+            None => self.start(key, true).await,
         }
-        let child = self.spawn(Era::Modern, None)?;
-        shared.child = Some(child.clone());
-        Ok(child)
     }
 
-    fn spawn(self: &Arc<Self>, era: Era, session: Option<String>) -> Result<Arc<Child>, Error> {
+    /// Starts a process, not too often when it keeps ending, as soon as there is a place for it.
+    async fn start(self: &Arc<Self>, key: &Key, shared: bool) -> Result<Arc<Child>, Error> {
+        let slot = match self.slots.clone().try_acquire_owned() {
+            Ok(slot) => slot,
+            Err(_) => self.make_room().await?,
+        };
+        let mut state = self.state();
+        if let Some(child) = state.running(key).filter(|_| shared) {
+            return Ok(child);
+        }
         if self.stopped.load(Ordering::Relaxed) {
             return Err(self.blame.unavailable("it is being stopped"));
         }
-        let Ok(slot) = self.slots.clone().try_acquire_owned() else {
-            return Err(self.blame.unavailable(format!("{} processes run already", self.stdio.processes_max)));
-        };
-        let inner: Weak<Inner> = Arc::downgrade(self);
-        let forget = move || {
-            if let (Some(inner), Some(session)) = (inner.upgrade(), session) {
-                inner.sessions().remove(&session);
-            }
-        };
-        let child = Child::spawn(&self.stdio, &self.config, era, slot, forget);
+        let pause = state.records.get(key).map_or(Duration::ZERO, |record| record.pause());
+        if !pause.is_zero() {
+            let pause = pause.as_millis();
+            return Err(self.blame.unavailable(format!("the process ended and is started again in {pause} ms")));
+        }
+        let owned = state.owned.get(&key.owner).copied().unwrap_or(0);
+        if owned >= self.stdio.processes_per_principal_max && !key.owner.is_empty() {
+            return Err(self.blame.unavailable(format!("{owned} processes run for this principal already")));
+        }
+        let home = Home { inner: Arc::downgrade(self), key: key.clone(), name: self.config.name.clone(), _slot: slot };
+        let child = Child::spawn(&self.stdio, &self.config, key.era, home);
         self.broken.store(child.is_err(), Ordering::Relaxed);
-        child.map_err(|what| self.blame.unavailable(what))
+        let child = child.map_err(|what| self.blame.unavailable(what))?;
+        *state.owned.entry(key.owner.clone()).or_default() += 1;
+        state.all.push(child.clone());
+        if shared {
+            state.shared.insert(key.clone(), child.clone());
+        }
+        Ok(child)
+    }
+
+    /// All places are taken: one whose process serves nobody, or is ending, becomes free in a moment.
+    async fn make_room(&self) -> Result<OwnedSemaphorePermit, Error> {
+        let full = || self.blame.unavailable(format!("{} processes run already", self.stdio.processes_max));
+        {
+            let state = self.state();
+            if !state.all.iter().any(|child| child.is_ending()) {
+                let deserted = state.shared.values().find(|child| child.desk.is_deserted());
+                deserted.ok_or_else(full)?.end();
+            }
+        }
+        let slot = pingora::time::timeout(STOP_TIMEOUT, self.slots.clone().acquire_owned()).await;
+        slot.map_err(|_| full())?.map_err(|_| full())
+    }
+
+    /// A process was reaped.
+    fn bury(&self, key: &Key, child: &Arc<Child>, ended: Ended) {
+        let mut state = self.state();
+        state.all.retain(|other| !Arc::ptr_eq(other, child));
+        state.sessions.retain(|_, other| !Arc::ptr_eq(other, child));
+        if state.shared.get(key).is_some_and(|other| Arc::ptr_eq(other, child)) {
+            state.shared.remove(key);
+        }
+        if let Some(count) = state.owned.get_mut(&key.owner) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                state.owned.remove(&key.owner);
+            }
+        }
+        if ended.fruitful || ended.expected {
+            self.fruitless.store(0, Ordering::Relaxed);
+        } else {
+            self.fruitless.fetch_add(1, Ordering::Relaxed);
+        }
+        if ended.lived >= STEADY || ended.expected {
+            state.records.remove(key);
+            return;
+        }
+        if state.records.len() >= RECORDS_MAX {
+            state.records.retain(|_, record| !record.pause().is_zero());
+        }
+        let failures = state.records.get(key).map_or(0, |record| record.failures).saturating_add(1);
+        state.records.insert(key.clone(), Record { failures, at: ended.at });
     }
 }
 
-/// A process whose session is not open yet: ended unless kept.
+impl State {
+    fn running(&self, key: &Key) -> Option<Arc<Child>> {
+        self.shared.get(key).filter(|child| !child.is_ending() && !child.is_over()).cloned()
+    }
+}
+
+/// A process of a session that is not open yet: ended unless kept.
 struct Newborn(Option<Arc<Child>>);
 
 impl Newborn {
-    fn keep(mut self) -> Option<Arc<Child>> {
-        self.0.take()
+    fn keep(mut self) {
+        self.0 = None;
     }
 }
 

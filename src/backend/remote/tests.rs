@@ -1,7 +1,7 @@
 //! Remote backends against scripted servers: pooling, streams, limits, cancelling, retries, replicas.
 
 mod discovery;
-mod scripted;
+pub(super) mod scripted;
 mod secured;
 
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::backend::Content;
 use crate::catalog::Action;
+use crate::catalog::Call;
 use crate::catalog::Decl;
 use crate::catalog::Effect;
 use crate::catalog::Session;
@@ -72,6 +73,7 @@ pub(super) fn config(transport: Transport) -> Config {
         answer_bytes_max: 64 * 1024,
         event_bytes_max: 4 * 1024,
         catalog_ttl: Duration::from_secs(300),
+        breaker: None,
     }
 }
 
@@ -570,4 +572,64 @@ async fn a_unix_socket_is_as_good_as_an_address() {
         let seen = server.next().await;
         assert_eq!((seen.connection, seen.turn, seen.headers["host"].as_str()), (0, turn, "localhost"));
     }
+}
+
+#[tokio::test]
+async fn an_upstream_that_does_not_answer_is_left_alone_and_then_tried_by_one_call() {
+    let breaker = breaker::Config { failures: 2, window: Duration::from_secs(60), pause: Duration::from_millis(300) };
+    let broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let server = Server::start({
+        let broken = broken.clone();
+        move |seen| match broken.load(Ordering::Relaxed) {
+            true => Reaction::Raw(http("503 Busy", "", "")),
+            false => result(seen, "{}"),
+        }
+    })
+    .await;
+    let mut config = config(Transport::Http(http_config(vec![endpoint(server.port)])));
+    config.breaker = Some(breaker);
+    let backend = new(config).expect("a good configuration");
+    for _ in 0..2 {
+        assert!(backend.healthy());
+        let error = call(&backend, tool_call(Effect::Destroy)).await.map(drop);
+        assert!(error.is_err_and(|error| error.to_string().contains("status 503")));
+    }
+    assert!(!backend.healthy());
+    let error = call(&backend, tool_call(Effect::Destroy)).await.map(drop);
+    assert!(
+        matches!(&error, Err(Error::Unavailable { what, .. }) if what == "circuit open, next try in 1 s"),
+        "{error:?}"
+    );
+    assert_eq!(server.all().await.len(), 2, "the third was not sent");
+    broken.store(false, Ordering::Relaxed);
+    while call(&backend, tool_call(Effect::Destroy)).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    assert!(backend.healthy());
+    assert_eq!(server.all().await.len(), 1);
+}
+
+#[tokio::test]
+async fn refusals_and_callers_without_time_do_not_open_the_circuit() {
+    let server = Server::start(|seen| match seen.json()["params"]["name"] == "t" {
+        true => error(seen, "400 Bad Request", -32602),
+        false => Reaction::Hang,
+    })
+    .await;
+    let mut config = config(Transport::Http(http_config(vec![endpoint(server.port)])));
+    config.breaker =
+        Some(breaker::Config { failures: 1, window: Duration::from_secs(60), pause: Duration::from_secs(60) });
+    let backend = new(config).expect("a good configuration");
+    assert_eq!(call(&backend, tool_call(Effect::Read)).await.expect("an answer").status, 400);
+    let slow = || permit(Operation::Post(message("1", Method::ToolsCall, "{}", Era::Legacy)), Some(Effect::Read), None);
+    let hurried = backend.call(slow(), credential(), Instant::now() + Duration::from_millis(20)).await.map(drop);
+    assert!(matches!(hurried, Err(Error::Timeout { .. })), "{hurried:?}");
+    let gone = tokio::spawn({
+        let (backend, permit) = (backend.clone(), slow());
+        async move { call(&backend, permit).await.map(drop) }
+    });
+    tokio::task::yield_now().await;
+    gone.abort();
+    drop(gone.await);
+    assert!(backend.healthy());
 }

@@ -1,9 +1,16 @@
 //! `backends`, as written: MCP servers behind the gateway and how each is reached.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 
 use schemars::JsonSchema;
+use schemars::Schema;
+use schemars::SchemaGenerator;
+use schemars::json_schema;
 use serde::Deserialize;
+use serde::Deserializer;
+use serde::de;
 
 use crate::catalog::Effect;
 use crate::catalog::Mode;
@@ -13,12 +20,14 @@ use crate::config::scalar::Size;
 use crate::config::scalar::Span;
 use crate::config::scalar::Variable;
 
-/// One MCP server. Exactly one of `http` and `stdio`.
+/// One MCP server. Exactly one of `http`, `sse` and `stdio`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct Backend {
     /// A server that speaks streamable HTTP.
     pub http: Option<Http>,
+    /// A server that speaks HTTP+SSE of 2024-11-05, before streamable HTTP. Its era is `legacy`.
+    pub sse: Option<Sse>,
     /// A server that is a program and speaks over its standard input and output.
     pub stdio: Option<Stdio>,
     /// The protocol era it speaks. Default: `auto`.
@@ -42,6 +51,72 @@ pub(in crate::config) struct Backend {
     pub event_bytes_max: Option<Size>,
     /// How long its list of tools is taken as the truth before it is asked again. Default: `1m`.
     pub catalog_ttl: Option<Span>,
+    /// Leave it alone for a while when it does not answer; `false` or `off` for never. For `http` and `sse`: a program
+    /// that ends has pauses of its own.
+    pub breaker: Option<MaybeBreaker>,
+}
+
+/// When to leave a server alone that does not answer. Failures are connections that cannot be made, status 500 and
+/// above, and answers that do not come in time.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct Breaker {
+    /// Failures in a row, within a minute, until calls are refused at once. Default: `5`.
+    pub failures: Option<u32>,
+    /// How long they are; then one call tries it. Default: `10s`.
+    pub pause: Option<Span>,
+}
+
+/// A breaker, or none.
+#[derive(Debug)]
+pub(in crate::config) enum MaybeBreaker {
+    Off,
+    On(Breaker),
+}
+
+impl<'de> Deserialize<'de> for MaybeBreaker {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OffOrOn;
+
+        impl<'de> de::Visitor<'de> for OffOrOn {
+            type Value = MaybeBreaker;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a mapping, `false` or `off`")
+            }
+
+            fn visit_bool<E: de::Error>(self, on: bool) -> Result<MaybeBreaker, E> {
+                if on { Ok(MaybeBreaker::On(Breaker::default())) } else { Ok(MaybeBreaker::Off) }
+            }
+
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<MaybeBreaker, E> {
+                match word {
+                    "off" => Ok(MaybeBreaker::Off),
+                    _ => Err(E::invalid_type(de::Unexpected::Str(word), &self)),
+                }
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<MaybeBreaker, A::Error> {
+                Breaker::deserialize(de::value::MapAccessDeserializer::new(map)).map(MaybeBreaker::On)
+            }
+        }
+
+        deserializer.deserialize_any(OffOrOn)
+    }
+}
+
+impl JsonSchema for MaybeBreaker {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "MaybeBreaker".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [{ "type": "boolean" }, { "const": "off" }, generator.subschema_for::<Breaker>()] })
+    }
 }
 
 /// A server that speaks streamable HTTP. Exactly one of `url` and `urls`.
@@ -83,6 +158,41 @@ pub(in crate::config) struct Health {
     pub healthy_after: Option<u32>,
 }
 
+/// A server that speaks HTTP+SSE of 2024-11-05: each session is an open event stream, which names the endpoint for
+/// messages. That must be of the same origin.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct Sse {
+    /// Its event stream: `http://host:port/sse`, `https://host/sse`, or `unix:/path/to.sock:/sse` for HTTP over a Unix
+    /// socket.
+    #[schemars(with = "String")]
+    pub url: Option<String>,
+    /// PEM file of the authorities that its certificate is verified against. Default: the system's.
+    pub ca: Option<String>,
+    /// PEM file of the certificate the gateway shows; needs `client_key`.
+    pub client_certificate: Option<String>,
+    /// PEM file of the key of `client_certificate`.
+    pub client_key: Option<String>,
+    /// The name its certificate must have. Default: the URL's host.
+    pub sni: Option<String>,
+    /// A session that nobody uses is ended after this. Default: `10m`.
+    pub idle_timeout: Option<Span>,
+    /// Sessions at once, each a connection, and as many again for messages. Default: `1000`.
+    pub connections_max: Option<u32>,
+}
+
+/// Whose a process is.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::config) enum Processes {
+    /// All sessions and modern requests of one caller share one.
+    Principal,
+    /// Each legacy session has its own; modern requests share one per caller.
+    Session,
+    /// All callers share one. Only for a server that keeps nothing of a caller.
+    Shared,
+}
+
 /// A server that is a program. It gets no environment but `env` and what a program needs to start.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -94,8 +204,12 @@ pub(in crate::config) struct Stdio {
     pub env: Option<BTreeMap<String, Variable>>,
     /// The folder it runs in. Default: the gateway's own.
     pub directory: Option<String>,
-    /// Processes at once (each legacy session has its own). Default: `16`.
+    /// Whose a process is. Default: `principal`.
+    pub processes: Option<Processes>,
+    /// Processes at once. Default: `16`.
     pub processes_max: Option<u32>,
+    /// Processes of one caller at once. Default: `4`.
+    pub processes_per_principal_max: Option<u32>,
     /// A process that serves nobody is ended after this. Default: `10m`.
     pub idle_timeout: Option<Span>,
 }

@@ -10,12 +10,15 @@ use url::Host;
 use url::Url;
 
 use super::is_loopback;
+use crate::backend::breaker;
 use crate::backend::remote::ClientTls;
 use crate::backend::remote::Config;
 use crate::backend::remote::Endpoint;
 use crate::backend::remote::Health;
 use crate::backend::remote::Http;
 use crate::backend::remote::Place;
+use crate::backend::remote::Processes;
+use crate::backend::remote::Sse;
 use crate::backend::remote::Stdio;
 use crate::backend::remote::Transport;
 use crate::catalog::Effects;
@@ -43,6 +46,13 @@ const CONNECTIONS_MAX: u32 = 100_000;
 /// A child process is often an interpreter with 100 MB.
 const PROCESSES: u32 = 16;
 const PROCESSES_MAX: u32 = 10_000;
+/// Enough for a few clients of one caller, a small part of all.
+const PROCESSES_PER_PRINCIPAL: u32 = 4;
+const SSE_IDLE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+/// A restart takes an upstream about so long; five callers in a row are no accident.
+const BREAKER: breaker::Config =
+    breaker::Config { failures: 5, window: Duration::from_secs(60), pause: Duration::from_secs(10) };
+const BREAKER_FAILURES_MAX: u32 = 1000;
 const STDIO_IDLE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 const HEALTH: Health =
     Health { interval: Duration::from_secs(10), timeout: Duration::from_secs(2), unhealthy_after: 3, healthy_after: 2 };
@@ -96,29 +106,32 @@ fn backend(book: &mut Book<'_>, key: &Key, name: String, written: file::Backend)
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(plain) {
         book.error(key, format!("a backend's name has 1 to {NAME_BYTES_MAX} letters, digits, `-` and `_`"));
     }
-    let stdio_only = written.stdio.is_some() && written.http.is_none();
+    let stdio_only = written.stdio.is_some() && written.http.is_none() && written.sse.is_none();
     if stdio_only && written.credential.is_some() {
-        book.error(&key.at("credential"), "is for `http` backends: a program gets its secrets by `stdio.env`");
+        book.error(
+            &key.at("credential"),
+            "is for `http` and `sse` backends: a program gets its secrets by `stdio.env`",
+        );
     }
     let credential = match written.credential.filter(|_| !stdio_only) {
         Some(written) => credential(book, &key.at("credential"), written),
         None => credentials::Config::None,
     };
-    let transport = match (written.http, written.stdio) {
-        (Some(written), None) => {
-            http(book, &key.at("http"), written, matches!(credential, credentials::Config::Static { .. }))
-                .map(Transport::Http)
-        }
-        (None, Some(written)) => stdio(book, &key.at("stdio"), written).map(Transport::Stdio),
-        (Some(_), Some(_)) => {
-            book.error(key, "`http` and `stdio` exclude each other");
-            None
-        }
-        (None, None) => {
-            book.missing(key, "does not say where the server is: give `http: { url: … }` or `stdio: { command: […] }`");
-            None
-        }
+    if written.sse.is_some() && matches!(written.era, Some(file::Era::Modern)) {
+        book.error(&key.at("era"), "is `legacy` for `sse`: HTTP+SSE knows no other");
+    }
+    let era = match written.era {
+        _ if written.sse.is_some() => Some(Era::Legacy),
+        Some(file::Era::Legacy) => Some(Era::Legacy),
+        Some(file::Era::Modern) => Some(Era::Modern),
+        Some(file::Era::Auto) | None => None,
     };
+    if stdio_only && written.breaker.is_some() {
+        book.error(&key.at("breaker"), "is for `http` and `sse` backends: a program that ends has pauses of its own");
+    }
+    let breaker = breaker(book, &key.at("breaker"), written.breaker).filter(|_| !stdio_only);
+    let with_credential = matches!(credential, credentials::Config::Static { .. });
+    let transport = transport(book, key, (written.http, written.sse, written.stdio), with_credential);
     let effects = effects(book, &key.at("effects"), written.effects, written.trust_annotations);
     let read_timeout = written.read_timeout.map_or(Some(READ_TIMEOUT), |span| span.0);
     if read_timeout.is_some_and(|span| span.is_zero()) {
@@ -126,11 +139,8 @@ fn backend(book: &mut Book<'_>, key: &Key, name: String, written: file::Backend)
     }
     let config = Config {
         name: name.into(),
-        era: match written.era {
-            Some(file::Era::Legacy) => Some(Era::Legacy),
-            Some(file::Era::Modern) => Some(Era::Modern),
-            Some(file::Era::Auto) | None => None,
-        },
+        era,
+        breaker,
         effects,
         credential,
         mode: written.mode,
@@ -144,11 +154,38 @@ fn backend(book: &mut Book<'_>, key: &Key, name: String, written: file::Backend)
             command: Vec::new(),
             env: Vec::new(),
             directory: None,
+            processes: Processes::Principal,
             processes_max: 1,
+            processes_per_principal_max: 1,
             idle_timeout: STDIO_IDLE_TIMEOUT,
         })),
     };
     Some(config)
+}
+
+/// The one way there is.
+fn transport(
+    book: &mut Book<'_>,
+    key: &Key,
+    written: (Option<file::Http>, Option<file::Sse>, Option<file::Stdio>),
+    with_credential: bool,
+) -> Option<Transport> {
+    match written {
+        (Some(written), None, None) => http(book, &key.at("http"), written, with_credential).map(Transport::Http),
+        (None, Some(written), None) => sse(book, &key.at("sse"), written, with_credential).map(Transport::Sse),
+        (None, None, Some(written)) => stdio(book, &key.at("stdio"), written).map(Transport::Stdio),
+        (None, None, None) => {
+            book.missing(
+                key,
+                "does not say where the server is: give `http: { url: … }`, `sse: { url: … }` or `stdio: { command: […] }`",
+            );
+            None
+        }
+        _ => {
+            book.error(key, "`http`, `sse` and `stdio` exclude each other");
+            None
+        }
+    }
 }
 
 fn effects(book: &mut Book<'_>, key: &Key, rules: Option<Vec<file::EffectRule>>, trust: Option<bool>) -> Effects {
@@ -188,16 +225,8 @@ fn http(book: &mut Book<'_>, key: &Key, written: file::Http, with_credential: bo
         }
         endpoints.push(endpoint);
     }
-    let files = [
-        ("ca", &written.ca),
-        ("client_certificate", &written.client_certificate),
-        ("client_key", &written.client_key),
-        ("sni", &written.sni),
-    ];
     if !endpoints.is_empty() && endpoints.iter().all(|endpoint| !endpoint.tls) {
-        for (name, _) in files.iter().filter(|(_, value)| value.is_some()) {
-            book.error(&key.at(name), "is for `https://` URLs only");
-        }
+        no_tls(book, key, [&written.ca, &written.client_certificate, &written.client_key, &written.sni]);
     }
     let tls = client_tls(book, key, written.ca, written.client_certificate, written.client_key, written.sni);
     let health = written.health.map(|written| {
@@ -228,6 +257,42 @@ fn http(book: &mut Book<'_>, key: &Key, written: file::Http, with_credential: bo
         health,
         idle_timeout: book.span(key, "idle_timeout", written.idle_timeout, HTTP_IDLE_TIMEOUT),
         connections_max: usize::try_from(connections_max).unwrap_or(usize::MAX),
+    })
+}
+
+fn sse(book: &mut Book<'_>, key: &Key, written: file::Sse, with_credential: bool) -> Option<Sse> {
+    let url = book.require(key, "url", written.url, "url: \"http://127.0.0.1:3001/sse\"")?;
+    let endpoint = endpoint(book, &key.at("url"), &url, with_credential)?;
+    if !endpoint.tls {
+        no_tls(book, key, [&written.ca, &written.client_certificate, &written.client_key, &written.sni]);
+    }
+    let connections_max = book.count(key, "connections_max", written.connections_max, CONNECTIONS, CONNECTIONS_MAX);
+    Some(Sse {
+        endpoint,
+        tls: client_tls(book, key, written.ca, written.client_certificate, written.client_key, written.sni),
+        idle_timeout: book.span(key, "idle_timeout", written.idle_timeout, SSE_IDLE_TIMEOUT),
+        connections_max: usize::try_from(connections_max).unwrap_or(usize::MAX),
+    })
+}
+
+fn no_tls(book: &mut Book<'_>, key: &Key, values: [&Option<String>; 4]) {
+    for (name, value) in ["ca", "client_certificate", "client_key", "sni"].iter().zip(values) {
+        if value.is_some() {
+            book.error(&key.at(name), "is for `https://` URLs only");
+        }
+    }
+}
+
+fn breaker(book: &mut Book<'_>, key: &Key, written: Option<file::MaybeBreaker>) -> Option<breaker::Config> {
+    let written = match written {
+        Some(file::MaybeBreaker::Off) => return None,
+        Some(file::MaybeBreaker::On(written)) => written,
+        None => file::Breaker::default(),
+    };
+    Some(breaker::Config {
+        failures: book.count(key, "failures", written.failures, BREAKER.failures, BREAKER_FAILURES_MAX),
+        pause: book.span(key, "pause", written.pause, BREAKER.pause),
+        window: BREAKER.window,
     })
 }
 
@@ -372,12 +437,21 @@ fn stdio(book: &mut Book<'_>, key: &Key, written: file::Stdio) -> Option<Stdio> 
         }
         path
     });
+    let processes = match written.processes {
+        Some(file::Processes::Session) => Processes::Session,
+        Some(file::Processes::Shared) => Processes::Shared,
+        Some(file::Processes::Principal) | None => Processes::Principal,
+    };
     let processes_max = book.count(key, "processes_max", written.processes_max, PROCESSES, PROCESSES_MAX);
+    let of_one = written.processes_per_principal_max;
+    let of_one = book.count(key, "processes_per_principal_max", of_one, PROCESSES_PER_PRINCIPAL, PROCESSES_MAX);
     Some(Stdio {
         command,
         env,
         directory,
+        processes,
         processes_max: usize::try_from(processes_max).unwrap_or(usize::MAX),
+        processes_per_principal_max: usize::try_from(of_one).unwrap_or(usize::MAX),
         idle_timeout: book.span(key, "idle_timeout", written.idle_timeout, STDIO_IDLE_TIMEOUT),
     })
 }

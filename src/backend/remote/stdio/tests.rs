@@ -1,5 +1,7 @@
 //! Child processes as upstreams, written in `sh`: sessions, ids of two callers, streams, cancelling, limits, the end.
 
+mod sharing;
+
 use std::path::PathBuf;
 
 use futures_util::StreamExt;
@@ -33,7 +35,9 @@ fn stdio(script: &str) -> Stdio {
         command: vec!["/bin/sh".into(), "-c".into(), format!("{WORDS}{script}")],
         env: Vec::new(),
         directory: None,
+        processes: Processes::Session,
         processes_max: 4,
+        processes_per_principal_max: 4,
         idle_timeout: Duration::from_secs(60),
     }
 }
@@ -48,7 +52,19 @@ fn upstream(script: &str) -> Arc<Upstream> {
 }
 
 async fn ask(upstream: &Upstream, operation: Operation, session: Option<&str>) -> Result<Answer, Error> {
-    let ask = Ask { operation: &operation, session, version: None, bindings: &[], repeatable: false };
+    ask_as(ANNA, upstream, operation, session).await
+}
+
+const ANNA: &str = "issuer||anna";
+const BERT: &str = "issuer||bert";
+
+async fn ask_as(
+    owner: &str,
+    upstream: &Upstream,
+    operation: Operation,
+    session: Option<&str>,
+) -> Result<Answer, Error> {
+    let ask = Ask { operation: &operation, session, version: None, bindings: &[], repeatable: false, owner };
     upstream.ask(ask, &credentials::own(&credentials::Config::None), soon()).await
 }
 
@@ -83,7 +99,15 @@ async fn next(events: &mut futures_util::stream::BoxStream<'static, Result<Event
 }
 
 async fn open(upstream: &Upstream) -> String {
-    let hello = ask(upstream, post("0", Method::Initialize, "{}", Era::Legacy), None).await;
+    open_as(ANNA, upstream).await
+}
+
+fn hello() -> Operation {
+    post("0", Method::Initialize, r#"{"capabilities":{"roots":{}}}"#, Era::Legacy)
+}
+
+async fn open_as(owner: &str, upstream: &Upstream) -> String {
+    let hello = ask_as(owner, upstream, hello(), None).await;
     hello.expect("an answer").session.expect("a session")
 }
 
@@ -210,7 +234,7 @@ async fn a_process_that_exits_loses_its_session() {
     assert_eq!(ask(&upstream, ping(), Some(&session)).await.map(drop), lost);
     all_ended(&upstream).await;
     assert_eq!(ask(&upstream, ping(), Some(&session)).await.map(drop), lost);
-    assert!(upstream.0.sessions().is_empty());
+    assert!(upstream.0.state().sessions.is_empty());
 }
 
 #[tokio::test]

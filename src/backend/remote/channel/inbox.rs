@@ -34,7 +34,7 @@ struct State {
 pub(super) enum End {
     /// With the response that was waited for.
     Answer(Bytes),
-    /// The process is gone, or another reader took over.
+    /// The server is gone, or another reader took over.
     Closed,
     Failed(Error),
 }
@@ -55,8 +55,14 @@ impl Inbox {
 
     /// `false`: the queue is full, the message is dropped.
     pub(super) fn push(&self, message: Bytes) -> bool {
+        self.push_if(message, || true)
+    }
+
+    /// The same, where something else must succeed too. It is not tried when there is no room.
+    pub(super) fn push_if(&self, message: Bytes, also: impl FnOnce() -> bool) -> bool {
         let mut state = self.state();
-        if state.end.is_some() || state.queue.len() >= MESSAGES_MAX || state.bytes + message.len() > self.bytes_max {
+        let full = state.queue.len() >= MESSAGES_MAX || state.bytes + message.len() > self.bytes_max;
+        if state.end.is_some() || full || !also() {
             return false;
         }
         state.bytes += message.len();

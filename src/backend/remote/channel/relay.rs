@@ -1,13 +1,19 @@
-//! Messages to and from a child process: ids and progress tokens replaced by numbers of ours and back. Pure.
+//! Messages on a shared channel: ids and progress tokens replaced by numbers of ours and back. Pure.
 //!
-//! Clients count their ids from 0 or 1, all of them. Whoever shares a process with others must not get their answers;
+//! Clients count their ids from 0 or 1, all of them. Whoever shares a channel with others must not get their answers;
 //! so every request travels under a number that no other has. Everything else stays byte for byte.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Range;
 
 use bytes::Bytes;
 use serde::Deserialize;
+use serde::Deserializer;
+use serde::de::IgnoredAny;
+use serde::de::MapAccess;
+use serde::de::Visitor;
 use serde_json::value::RawValue;
 
 use crate::mcp::Message;
@@ -45,9 +51,46 @@ pub(super) fn give_up(number: u64) -> Bytes {
     format!("{{\"jsonrpc\":\"2.0\",\"method\":\"{method}\",\"params\":{{\"requestId\":{number},\"reason\":\"the caller left\"}}}}\n").into()
 }
 
-/// The answer to a request that a server must not make.
+/// The answer to a request of the server that nobody can be asked.
 pub(super) fn refusal(id: &str) -> Bytes {
-    format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{{\"code\":-32601,\"message\":\"servers do not send requests\"}}}}\n").into()
+    format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"error\":{{\"code\":-32601,\"message\":\"no client can be asked this\"}}}}\n").into()
+}
+
+/// A result with nothing in it.
+pub(super) fn nothing(id: &str) -> Bytes {
+    format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"result\":{{}}}}\n").into()
+}
+
+/// Our own word that nobody listens to a resource any more.
+pub(super) fn unsubscribe(number: u64, uri: &str) -> Bytes {
+    let uri = serde_json::Value::from(uri);
+    let method = "resources/unsubscribe";
+    format!("{{\"jsonrpc\":\"2.0\",\"id\":{number},\"method\":\"{method}\",\"params\":{{\"uri\":{uri}}}}}\n").into()
+}
+
+/// An answer with the id of another request in place of the number it has.
+pub(super) fn readdressed(answer: &Bytes, id: &str) -> Option<Bytes> {
+    match incoming(answer) {
+        Ok(Came::Belonging { place, kind: Belonging::Response, .. }) => Some(splice(answer, place, id)),
+        _ => None,
+    }
+}
+
+/// The names of the client's capabilities in `initialize`.
+pub(super) fn capabilities(message: &Message) -> Vec<String> {
+    #[derive(Deserialize)]
+    struct Hello<'a> {
+        #[serde(borrow)]
+        capabilities: BTreeMap<Cow<'a, str>, &'a RawValue>,
+    }
+    let hello = message.params.raw.as_ref().and_then(|raw| serde_json::from_slice::<Hello<'_>>(raw).ok());
+    hello.map(|hello| hello.capabilities.into_keys().map(Cow::into_owned).collect()).unwrap_or_default()
+}
+
+/// The progress token of a client's `notifications/progress`, as JSON text.
+pub(super) fn progress_token(message: &Message) -> Option<String> {
+    let wire: ParamsWire<'_> = serde_json::from_slice(message.params.raw.as_ref()?).ok()?;
+    Some(wire.progress_token?.get().to_owned())
 }
 
 fn write(message: &Message, number: Option<u64>, params: Option<Bytes>) -> Bytes {
@@ -78,15 +121,21 @@ fn write(message: &Message, number: Option<u64>, params: Option<Bytes>) -> Bytes
     out.into()
 }
 
-/// What came from the process.
+/// What came from the server.
 #[derive(Debug)]
 pub(super) enum Came {
     /// Belongs to the request `number`: put the request's own text at `place`.
     Belonging { number: u64, place: Range<usize>, kind: Belonging },
     /// Belongs to no request that can be named.
-    Notification { method: String },
-    /// The server asks; `id` is its own, as JSON text.
-    Request { id: String },
+    Notification {
+        method: String,
+        /// The `uri` it is about.
+        uri: Option<String>,
+        /// The request of the server that it takes back, as JSON text.
+        request: Option<String>,
+    },
+    /// The server asks; `id` is its own, as JSON text, and so is the token for progress.
+    Request { id: String, method: String, token: Option<String> },
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -119,6 +168,8 @@ struct ParamsWire<'a> {
     progress_token: Option<&'a RawValue>,
     #[serde(borrow)]
     request_id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    uri: Option<&'a RawValue>,
     #[serde(borrow, rename = "_meta")]
     meta: Option<MetaWire<'a>>,
 }
@@ -132,7 +183,7 @@ struct MetaWire<'a> {
     subscription: Option<&'a RawValue>,
 }
 
-/// Reads one line of the process.
+/// Reads one message of the server.
 ///
 /// # Errors
 /// When it is not one JSON-RPC message; the words hold nothing of it.
@@ -142,7 +193,12 @@ pub(super) fn incoming(line: &Bytes) -> Result<Came, &'static str> {
         return Err("not JSON-RPC 2.0");
     }
     match (wire.method, wire.id) {
-        (Some(_), Some(id)) => Ok(Came::Request { id: id.get().to_owned() }),
+        (Some(method), Some(id)) => {
+            // The client reads the params; only the token matters here.
+            let params = wire.params.and_then(|raw| serde_json::from_str::<ParamsWire<'_>>(raw.get()).ok());
+            let token = params.and_then(|params| params.meta?.progress_token).map(|token| token.get().to_owned());
+            Ok(Came::Request { id: id.get().to_owned(), method: method.into_owned(), token })
+        }
         (Some(method), None) => {
             let params: ParamsWire<'_> = match wire.params {
                 Some(raw) => serde_json::from_str(raw.get()).map_err(|_| "a notification with malformed params")?,
@@ -152,7 +208,11 @@ pub(super) fn incoming(line: &Bytes) -> Result<Came, &'static str> {
                 match (method.as_ref(), params.progress_token, params.meta.and_then(|meta| meta.subscription)) {
                     ("notifications/progress", Some(token), _) => (token, Belonging::Progress),
                     (_, _, Some(subscription)) => (subscription, Belonging::Subscription),
-                    _ => return Ok(Came::Notification { method: method.into_owned() }),
+                    _ => {
+                        let uri = params.uri.and_then(|raw| serde_json::from_str(raw.get()).ok());
+                        let request = params.request_id.map(|raw| raw.get().to_owned());
+                        return Ok(Came::Notification { method: method.into_owned(), uri, request });
+                    }
                 };
             let number = number(raw).ok_or("a notification for no request of ours")?;
             Ok(Came::Belonging { number, place: range_of(line, raw), kind })
@@ -183,6 +243,46 @@ pub(super) fn subscription_in_result(line: &Bytes, number: u64) -> Option<Range<
     let envelope: Envelope<'_> = serde_json::from_slice(line).ok()?;
     let raw = envelope.result.meta.subscription?;
     (self::number(raw) == Some(number)).then(|| range_of(line, raw))
+}
+
+/// Whose answer is it that was too long to be read whole? `Err`: it cannot be told. `Ok(None)`: nobody's.
+///
+/// Servers write the id in front of the result.
+pub(super) fn in_front(beginning: &[u8]) -> Result<Option<u64>, ()> {
+    #[derive(Default)]
+    struct Front {
+        method: bool,
+        id: Option<u64>,
+    }
+    struct Look<'a>(&'a mut Front);
+    impl<'de> Visitor<'de> for Look<'_> {
+        type Value = ();
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a message")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
+            while let Some(name) = members.next_key::<Cow<'de, str>>()? {
+                match name.as_ref() {
+                    "method" => self.0.method = true,
+                    "id" => {
+                        self.0.id = Some(members.next_value()?);
+                        continue;
+                    }
+                    _ => {}
+                }
+                members.next_value::<IgnoredAny>()?;
+            }
+            Ok(())
+        }
+    }
+    let mut front = Front::default();
+    // It breaks off, so it always fails; what was seen until then counts.
+    let _ = serde_json::Deserializer::from_slice(beginning).deserialize_map(Look(&mut front));
+    match front {
+        Front { method: true, .. } => Ok(None),
+        Front { id: Some(id), .. } => Ok(Some(id)),
+        Front { .. } => Err(()),
+    }
 }
 
 fn number(raw: &RawValue) -> Option<u64> {
@@ -285,8 +385,20 @@ mod tests {
             assert!(incoming(&Bytes::copy_from_slice(bad.as_bytes())).is_err(), "{bad}");
         }
         assert!(
-            matches!(incoming(&Bytes::from_static(br#"{"jsonrpc":"2.0","id":"s1","method":"roots/list"}"#)), Ok(Came::Request { id }) if id == "\"s1\"")
+            matches!(incoming(&Bytes::from_static(br#"{"jsonrpc":"2.0","id":"s1","method":"roots/list"}"#)), Ok(Came::Request { id, method, token: None }) if id == "\"s1\"" && method == "roots/list")
         );
+    }
+
+    #[test]
+    fn the_front_of_a_line_tells_whose_it_is() {
+        assert_eq!(in_front(br#"{"jsonrpc":"2.0","id":7,"result":{"x":"aaaa"#), Ok(Some(7)));
+        assert_eq!(in_front(br#"{"jsonrpc":"2.0","id":7,"resu"#), Ok(Some(7)));
+        assert_eq!(in_front(br#"{"jsonrpc":"2.0","method":"notifications/message","params":{"x":"aaaa"#), Ok(None));
+        for unknown in
+            [&br#"{"jsonrpc":"2.0","result":{"id":7,"x":"aaaa"#[..], b"xxxxx", br#"{"id":"7","result":{"#, b""]
+        {
+            assert_eq!(in_front(unknown), Err(()), "{unknown:?}");
+        }
     }
 
     #[test]
