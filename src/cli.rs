@@ -28,7 +28,6 @@ struct Command {
 }
 
 #[derive(Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "made once per process")]
 enum Verb {
     /// Run the gateway from a configuration file.
     Run(run::Run),

@@ -305,7 +305,7 @@ mod tests {
         assert_eq!(Key::parse(&format!(" {FIRST}\n")), Ok(padded.clone()));
         assert_eq!(Key::parse(&SECOND.to_uppercase()), Key::parse(SECOND));
         assert_eq!(Key::parse(&"_-8_".repeat(11)), Key::parse(&"/+8/".repeat(11)));
-        assert_eq!(Key::parse(&SECOND[..62]), Err(KeyError::Short));
+        assert_eq!(Key::parse(&"f0".repeat(31)), Err(KeyError::Short));
         assert_eq!(Key::parse("dG9vIHNob3J0"), Err(KeyError::Short));
         for bad in ["", "a passphrase is no key, however long it may be!!", &format!("{FIRST}\n{FIRST}")] {
             assert!(Key::parse(bad).is_err(), "{bad}");

@@ -304,3 +304,52 @@ async fn the_headers_of_the_modern_era_are_written_from_the_body() {
     assert_eq!(sent("mcp-session-id"), None);
     assert_eq!(seen.len(), 3, "nothing is ended where nothing was begun");
 }
+
+/// A certificate and its key in PEM, signed by the authority.
+fn issued(
+    authority: &rcgen::Issuer<'_, rcgen::KeyPair>,
+    name: &str,
+    usage: rcgen::ExtendedKeyUsagePurpose,
+) -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    params.extended_key_usages = vec![usage];
+    (params.signed_by(&key, authority).unwrap().pem(), key.serialize_pem())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_private_authority_is_trusted_by_flag_and_a_client_certificate_is_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let pem = params.self_signed(&key).unwrap().pem();
+    let authority = rcgen::Issuer::new(params, key);
+    let server = issued(&authority, "server", rcgen::ExtendedKeyUsagePurpose::ServerAuth);
+    let client = issued(&authority, "client", rcgen::ExtendedKeyUsagePurpose::ClientAuth);
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (ca, certificate, private) = (file("ca.pem", &pem), file("tls.crt", &server.0), file("tls.key", &server.1));
+    let rig = Rig::with(|configuration| {
+        configuration["listeners"][0]["tls"] =
+            json!({ "certificate": certificate, "key": private, "client_ca": ca, "client_auth": "required" });
+    })
+    .await;
+    let url = format!("https://localhost:{}/mcp", rig.base.rsplit(':').next().unwrap());
+    let token = token_file(folder.path(), &rig.viewer());
+    let (shown, shown_key) = (file("client.crt", &client.0), file("client.key", &client.1));
+    let whole = ["--ca", &ca, "--client-cert", &shown, "--client-key", &shown_key];
+    for (flags, works) in [(&whole[..], true), (&whole[..2], false), (&whole[2..], false)] {
+        let mut arguments = vec![url.as_str(), "--bearer-file", &token];
+        arguments.extend(flags);
+        let mut talk = Talk::start(&arguments);
+        let listed = talk.ask(json!(1), "tools/list", modern(json!({}))).await;
+        assert_eq!(listed["result"]["tools"].as_array().map(Vec::len), works.then_some(3), "{flags:?}: {listed}");
+        assert_eq!(talk.end().await.1, Some(0));
+    }
+    rig.app.shutdown().await;
+}
