@@ -346,7 +346,7 @@ impl Inner {
         {
             let state = self.state();
             if !state.all.iter().any(|child| child.is_ending()) {
-                let deserted = state.shared.values().find(|child| child.desk.is_deserted());
+                let deserted = state.shared.values().find(|child| child.is_spare());
                 deserted.ok_or_else(full)?.end();
             }
         }

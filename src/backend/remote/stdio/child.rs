@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 use super::Blame;
 use super::Config;
 use super::Home;
+use super::STEADY;
 use super::Stdio;
 use super::tap::Tap;
 use crate::backend::Content;
@@ -141,6 +142,11 @@ impl Child {
     /// Nothing new is to begin in it.
     pub(super) fn is_ending(&self) -> bool {
         *self.ending.borrow() != Ending::No
+    }
+
+    /// It serves nobody, and nobody has just started it.
+    pub(super) fn is_spare(&self) -> bool {
+        self.desk.is_deserted() && (self.desk.was_fruitful() || self.born.elapsed() >= STEADY)
     }
 
     /// Asks the process to end; it is made to if it does not.
