@@ -9,6 +9,7 @@
 
 mod apply;
 mod errand;
+mod federation;
 mod flow;
 mod house;
 mod legacy;
@@ -51,6 +52,8 @@ use crate::exchange::Reply;
 use crate::exchange::Request;
 use crate::exchange::RequestId;
 use crate::identity::challenge;
+use crate::mcp;
+use crate::mcp::Era;
 use crate::mcp::Id;
 use crate::telemetry::metrics::Metrics;
 use apply::Outgoing;
@@ -136,7 +139,14 @@ impl Gateway {
         open.who(&principal);
         let asked = Asked::read(request, open)?; // the message; headers agree with body
         let errand = Errand { house: house.clone(), route, reloads, principal, request: request.clone() };
-        errand.straight(asked, open).await // authorize → acquire → obtain → call → apply
+        if asked.era() == Era::Modern {
+            return errand.modern(asked, open).await; // authorize → acquire → obtain → call → apply
+        }
+        if errand.route.names.is_some() {
+            let requested = asked.version().unwrap_or_default().chars().take(64).collect();
+            return Err(Rejection::Message { kind: mcp::FaultKind::UnsupportedVersion { requested } });
+        }
+        errand.straight(asked, open).await
     }
 
     /// An admission refusal: gets its reply and its record.
