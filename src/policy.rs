@@ -100,13 +100,14 @@ pub enum Error {
 /// Making it is not:
 /// ```compile_fail,E0451
 /// fn forge(call: wardgate::catalog::Call) -> wardgate::policy::Permit {
-///     wardgate::policy::Permit { call, policies: std::sync::Arc::new([]) }
+///     wardgate::policy::Permit { call, policies: std::sync::Arc::new([]), principal: "p".into() }
 /// }
 /// ```
 #[derive(Debug)]
 pub struct Permit {
     call: Call,
     policies: Arc<[String]>,
+    principal: Arc<str>,
 }
 
 impl Permit {
@@ -118,13 +119,22 @@ impl Permit {
     pub fn policies(&self) -> &Arc<[String]> {
         &self.policies
     }
+
+    /// [`Principal::key`] of whom it was given to: what is kept upstream for one principal serves no other.
+    pub fn principal(&self) -> &Arc<str> {
+        &self.principal
+    }
 }
 
 #[cfg(test)]
 impl Permit {
     /// A permit that no policy gave: for tests of the rooms behind policy.
     pub fn for_tests(call: Call) -> Permit {
-        Permit { call, policies: Arc::new([]) }
+        Permit::for_tests_of(call, "tester")
+    }
+
+    pub fn for_tests_of(call: Call, principal: &str) -> Permit {
+        Permit { call, policies: Arc::new([]), principal: principal.into() }
     }
 }
 
@@ -225,7 +235,7 @@ impl Policy {
             Verdict::Allow(_) if call.action == Action::Complete && !self.lists(principal, &call.decl, context) => {
                 deny(Reason::NotGranted, Arc::default(), false)
             }
-            Verdict::Allow(policies) => Ok(Permit { call, policies }),
+            Verdict::Allow(policies) => Ok(Permit { call, policies, principal: principal.key().clone() }),
             Verdict::Deny(reason, policies) => deny(reason, policies, self.lists(principal, &call.decl, context)),
             // INVARIANT: `settle` leaves nothing open.
             Verdict::Depends => deny(Reason::Error, Arc::default(), false),
