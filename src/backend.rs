@@ -12,6 +12,7 @@ use futures_util::stream::BoxStream;
 
 use crate::catalog::Catalog;
 use crate::credentials::Credential;
+use crate::mcp::Era;
 use crate::mcp::list::Entry;
 use crate::mcp::sse::Event;
 use crate::policy::Permit;
@@ -32,8 +33,20 @@ pub trait Backend: Send + Sync {
     /// A page of this backend's `tools/list` went by: it is the newest truth about the tools named in it.
     fn learn(&self, tools: &[Entry]);
 
+    /// The era that the upstream speaks: configured, or found by asking. `None`: not known yet, or in doubt. No I/O.
+    fn era(&self) -> Option<Era>;
+
+    /// The era that the upstream speaks; asks it if that is not known (single flight, remembered). What is configured is
+    /// never asked. An answer that contradicts what was found (a modern upstream's 400, 404 or 405 without a modern error,
+    /// or `server/discover` unknown to it; a legacy upstream's refusal of the handshake) puts it in doubt, and the
+    /// upstream is asked again.
+    ///
+    /// # Errors
+    /// When the upstream cannot be asked.
+    async fn speaks(&self, credential: Credential, deadline: Instant) -> Result<Era, Error>;
+
     /// Runs a permitted call. There is no other way in. Dropping the future or the answer's stream cancels it as
-    /// the call's era demands.
+    /// the call's era demands. A modern call runs whatever the upstream speaks; a legacy call needs a legacy upstream.
     ///
     /// # Errors
     /// When there is no trustworthy answer; see [`Error`].

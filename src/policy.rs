@@ -115,8 +115,8 @@ impl Permit {
         &self.call
     }
 
-    /// The key of the principal it was given to.
-    pub fn owner(&self) -> &str {
+    /// [`Principal::key`] of whom it was given to: what is kept upstream for one principal serves no other.
+    pub fn owner(&self) -> &Arc<str> {
         &self.owner
     }
 
@@ -130,7 +130,11 @@ impl Permit {
 impl Permit {
     /// A permit that no policy gave: for tests of the rooms behind policy.
     pub fn for_tests(call: Call) -> Permit {
-        Permit { call, owner: "test||test".into(), policies: Arc::new([]) }
+        Permit::for_tests_of(call, "test||test")
+    }
+
+    pub fn for_tests_of(call: Call, owner: &str) -> Permit {
+        Permit { call, owner: owner.into(), policies: Arc::new([]) }
     }
 }
 

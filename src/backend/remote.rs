@@ -4,13 +4,17 @@ mod channel;
 mod discover;
 mod guard;
 mod http;
+mod outcome;
 mod pump;
 mod replica;
+mod session;
+mod speech;
 mod sse;
 mod stdio;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod uplift;
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -33,17 +37,23 @@ use crate::catalog::Operation;
 use crate::credentials;
 use crate::credentials::Credential;
 use crate::mcp;
+use crate::mcp::Era;
+use crate::mcp::Message;
 use crate::mcp::list::Entry;
 use crate::policy::Permit;
 use discover::Shelf;
 use guard::Guarded;
+use speech::Fit;
+use speech::Speech;
+use uplift::Limits;
+use uplift::Uplift;
 
 #[derive(Clone, Debug)]
 pub struct Config {
     pub name: Arc<str>,
     pub transport: Transport,
     /// Which protocol era the upstream speaks; `None`: found out by asking.
-    pub era: Option<mcp::Era>,
+    pub era: Option<Era>,
     pub effects: Effects,
     pub credential: credentials::Config,
     pub mode: Option<crate::catalog::Mode>,
@@ -171,10 +181,12 @@ pub fn new(config: Config) -> Result<Arc<dyn Backend>, Invalid> {
     let config = Arc::new(config);
     Ok(match &config.transport {
         Transport::Http(http) => {
-            Arc::new(Remote::new(&config, Guarded::new(http::Upstream::new(&config, http)?, &config)))
+            Arc::new(Remote::new(&config, Arc::new(Guarded::new(http::Upstream::new(&config, http)?, &config))))
         }
-        Transport::Sse(sse) => Arc::new(Remote::new(&config, Guarded::new(sse::Upstream::new(&config, sse)?, &config))),
-        Transport::Stdio(stdio) => Arc::new(Remote::new(&config, stdio::Upstream::new(&config, stdio)?)),
+        Transport::Sse(sse) => {
+            Arc::new(Remote::new(&config, Arc::new(Guarded::new(sse::Upstream::new(&config, sse)?, &config))))
+        }
+        Transport::Stdio(stdio) => Arc::new(Remote::new(&config, Arc::new(stdio::Upstream::new(&config, stdio)?))),
     })
 }
 
@@ -219,16 +231,29 @@ trait Reach: Send + Sync + 'static {
     async fn stop(&self) {}
 }
 
-/// A remote backend over either transport.
-struct Remote<U> {
+/// A remote backend over any transport.
+struct Remote {
     config: Arc<Config>,
-    upstream: Arc<U>,
+    upstream: Arc<dyn Reach>,
+    speech: Arc<Speech>,
     shelf: Arc<Shelf>,
+    uplift: Uplift,
 }
 
-impl<U: Reach> Remote<U> {
-    fn new(config: &Arc<Config>, upstream: U) -> Self {
-        Remote { config: config.clone(), upstream: Arc::new(upstream), shelf: Arc::new(Shelf::new(config)) }
+impl Remote {
+    fn new(config: &Arc<Config>, upstream: Arc<dyn Reach>) -> Remote {
+        Remote::limited(config, upstream, Limits::of(&config.transport))
+    }
+
+    fn limited(config: &Arc<Config>, upstream: Arc<dyn Reach>, limits: Limits) -> Remote {
+        let speech = Arc::new(Speech::new(config.era));
+        Remote {
+            shelf: Arc::new(Shelf::new(config, speech.clone())),
+            uplift: Uplift::new(config, upstream.clone(), limits),
+            config: config.clone(),
+            upstream,
+            speech,
+        }
     }
 
     /// A call that finds the catalog old lets it be fetched anew meanwhile; it does not wait for that.
@@ -240,16 +265,55 @@ impl<U: Reach> Remote<U> {
         }
         let (config, upstream, shelf) = (self.config.clone(), self.upstream.clone(), self.shelf.clone());
         tokio::spawn(async move {
-            let credential = credentials::own(&config.credential);
-            if let Err(error) = shelf.refresh(upstream.as_ref(), &credential, Instant::now() + RENEW_TIMEOUT).await {
+            let credential = Arc::new(credentials::own(&config.credential));
+            if let Err(error) = shelf.refresh(&upstream, &credential, Instant::now() + RENEW_TIMEOUT).await {
                 tracing::warn!(%error, "the tool catalog cannot be fetched again; the old one stays");
             }
         });
     }
+
+    /// A modern call whose upstream may not speak the modern era. `had`: what it answered in the modern way, against all
+    /// expectation.
+    async fn call_any(
+        &self,
+        permit: &Permit,
+        message: &Message,
+        credential: Credential,
+        deadline: Instant,
+        had: Option<Result<Answer, Error>>,
+    ) -> Result<Answer, Error> {
+        let credential = Arc::new(credential);
+        let mut era = match had {
+            Some(_) => Era::Modern,
+            None => self.shelf.era(&self.upstream, &credential, deadline).await?,
+        };
+        let (mut had, mut last_try) = (had, false);
+        loop {
+            let outcome = match (had.take(), era) {
+                (Some(outcome), _) => outcome,
+                (None, Era::Modern) => self.upstream.ask(Ask::of(permit), &credential, deadline).await,
+                (None, Era::Legacy) => self.uplift.call(permit, message, &credential, deadline).await,
+            };
+            let fit = speech::fit(era, message.method, &outcome);
+            if fit == Fit::Fits {
+                return outcome;
+            }
+            self.speech.doubt(&self.config.name);
+            // Each era once: an upstream that contradicts both is broken.
+            let again = fit == Fit::Refused || Ask::of(permit).repeatable;
+            if last_try || !again || self.speech.known().is_some() {
+                return outcome;
+            }
+            match self.shelf.era(&self.upstream, &credential, deadline).await {
+                Ok(found) if found != era => (last_try, era) = (true, found),
+                Ok(_) | Err(_) => return outcome,
+            }
+        }
+    }
 }
 
 #[async_trait]
-impl<U: Reach> Backend for Remote<U> {
+impl Backend for Remote {
     fn name(&self) -> &Arc<str> {
         &self.config.name
     }
@@ -259,16 +323,34 @@ impl<U: Reach> Backend for Remote<U> {
     }
 
     async fn refresh(&self, credential: Credential, deadline: Instant) -> Result<Arc<Catalog>, Error> {
-        self.shelf.refresh(self.upstream.as_ref(), &credential, deadline).await
+        self.shelf.refresh(&self.upstream, &Arc::new(credential), deadline).await
     }
 
     fn learn(&self, tools: &[Entry]) {
         self.shelf.learn(tools);
     }
 
+    fn era(&self) -> Option<Era> {
+        self.speech.known()
+    }
+
+    async fn speaks(&self, credential: Credential, deadline: Instant) -> Result<Era, Error> {
+        self.shelf.era(&self.upstream, &Arc::new(credential), deadline).await
+    }
+
     async fn call(&self, permit: Permit, credential: Credential, deadline: Instant) -> Result<Answer, Error> {
         self.renew();
-        self.upstream.ask(Ask::of(&permit), &credential, deadline).await
+        let modern = permit.call().message().filter(|message| message.era == Era::Modern);
+        if let Some(message) = modern.filter(|_| self.speech.known() != Some(Era::Modern)) {
+            return self.call_any(&permit, message, credential, deadline, None).await;
+        }
+        let outcome = self.upstream.ask(Ask::of(&permit), &credential, deadline).await;
+        match modern {
+            Some(message) if speech::fit(Era::Modern, message.method, &outcome) != Fit::Fits => {
+                self.call_any(&permit, message, credential, deadline, Some(outcome)).await
+            }
+            _ => outcome,
+        }
     }
 
     fn healthy(&self) -> bool {
@@ -280,6 +362,7 @@ impl<U: Reach> Backend for Remote<U> {
     }
 
     async fn stop(&self) {
+        self.uplift.stop().await;
         self.upstream.stop().await;
     }
 }

@@ -15,6 +15,16 @@ pub const HEADER_MISMATCH: i64 = -32020;
 pub const MISSING_CLIENT_CAPABILITY: i64 = -32021;
 pub const UNSUPPORTED_PROTOCOL_VERSION: i64 = -32022;
 
+/// URL elicitation required, 2025-11-25 only; never emitted to modern clients.
+pub const LEGACY_URL_ELICITATION: i64 = -32042;
+
+/// Is it one of the codes that implementations of the legacy era gave meanings of their own (-32099 to -32000)? A modern
+/// server emits three of them only.
+pub fn is_legacy(code: i64) -> bool {
+    let modern = [HEADER_MISMATCH, MISSING_CLIENT_CAPABILITY, UNSUPPORTED_PROTOCOL_VERSION].contains(&code);
+    (-32099..=-32000).contains(&code) && !modern
+}
+
 /// The gateway's own refusals. The specification asks implementations to stay outside -32768…-32000.
 pub const REFUSED: i64 = -31403;
 pub const LIMITED: i64 = -31429;

@@ -155,6 +155,10 @@ pub struct Params {
     pub progress_token: Option<Bytes>,
     /// `subscriptions/listen`: `notifications.resourceSubscriptions`.
     pub subscriptions: Vec<String>,
+    /// JSON text of `inputResponses`: the client's answers to an earlier `input_required`.
+    pub input_responses: Option<Bytes>,
+    /// JSON text of `requestState`, as an earlier `input_required` gave it.
+    pub request_state: Option<Bytes>,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -400,6 +404,10 @@ struct ParamsWire<'a> {
     meta: Option<MetaWire<'a>>,
     #[serde(borrow)]
     notifications: Option<NotificationsWire<'a>>,
+    #[serde(borrow)]
+    input_responses: Option<&'a RawValue>,
+    #[serde(borrow)]
+    request_state: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -432,7 +440,19 @@ struct NotificationsWire<'a> {
 /// The members that are judged, and the objects below `params` that hold such. (The envelope knows no others at all.)
 static JUDGED: Judged = Judged { members: &[], below: &[("params", &JUDGED_IN_PARAMS)] };
 static JUDGED_IN_PARAMS: Judged = Judged {
-    members: &["name", "uri", "arguments", "cursor", "ref", "protocolVersion", "_meta", "notifications", "requestId"],
+    members: &[
+        "name",
+        "uri",
+        "arguments",
+        "cursor",
+        "ref",
+        "protocolVersion",
+        "_meta",
+        "notifications",
+        "requestId",
+        "inputResponses",
+        "requestState",
+    ],
     below: &[("ref", &JUDGED_IN_REF), ("notifications", &JUDGED_IN_NOTIFICATIONS), ("_meta", &JUDGED_IN_META)],
 };
 static JUDGED_IN_REF: Judged = Judged { members: &["type", "name", "uri"], below: &[] };
@@ -486,6 +506,8 @@ impl Params {
                 .notifications
                 .map(|n| n.resource_subscriptions.into_iter().map(Cow::into_owned).collect())
                 .unwrap_or_default(),
+            input_responses: wire.input_responses.map(slice),
+            request_state: wire.request_state.map(slice),
             raw: Some(slice(raw)),
         })
     }

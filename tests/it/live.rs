@@ -292,6 +292,62 @@ async fn progress_resources_and_prompts_pass_for_the_python_client() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_modern_client_uses_a_legacy_server_and_is_asked_in_the_middle_of_its_calls() {
+    let fixture = Fixture::start(&["--page-size", "9"]);
+    let rig = before(&fixture, |file| file["backends"]["fixture"]["era"] = json!("legacy")).await;
+    let actions = [
+        "--answer",
+        "--call",
+        "echo",
+        r#"{"text":"hällo"}"#,
+        "--call",
+        "test_elicitation",
+        r#"{"message":"who are you?"}"#,
+        "--call",
+        "test_sampling",
+        r#"{"prompt":"capital of France?"}"#,
+        "--call",
+        "test_streaming_elicitation",
+        "{}",
+        "--call",
+        "test_reconnection",
+        "{}",
+        "--read",
+        "test://static-text",
+        "--progress",
+        "--call",
+        "slow_count",
+        r#"{"seconds":0.5,"steps":3}"#,
+        "--cancel",
+        "slow_count",
+        r#"{"seconds":20,"steps":40}"#,
+        "1",
+        "--call",
+        "cancelled_count",
+        "{}",
+    ];
+    let seen = python(&rig.url(), &rig.viewer(), "2026-07-28", &actions).await;
+    assert_eq!(seen[0]["protocol"], "2026-07-28", "{}", seen[0]);
+    assert!(names(&seen[0]).contains(&"note_read") && !names(&seen[0]).contains(&"note_write"), "{}", seen[0]);
+    for (line, words) in [
+        (1, "hällo"),
+        (2, "action=accept"),
+        (3, "LLM response: Paris"),
+        (4, "action=accept"),
+        (5, "Reconnection test completed"),
+    ] {
+        assert!(seen[line]["text"].as_str().is_some_and(|text| text.contains(words)), "{words}: {}", seen[line]);
+    }
+    assert!(seen[6]["text"].as_str().is_some_and(|text| !text.is_empty()), "{}", seen[6]);
+    assert!(seen[7]["progress"].as_array().is_some_and(|steps| steps.len() >= 3), "{}", seen[7]);
+    assert_eq!(seen[8]["cancelled"], true, "{}", seen[8]);
+    arrived(&seen[9], 0, &rig, "python over a legacy upstream").await;
+    let seen = typescript(&rig.url(), &rig.viewer(), "v2-modern", &["--call", "echo", r#"{"text":"hi"}"#]).await;
+    assert_eq!(seen[1]["text"], "hi", "{}", seen[1]);
+    rig.app.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_page_of_a_list_is_filtered_and_none_is_lost() {
     let fixture = Fixture::start(&["--page-size", "7", "--many", "60"]);
     let rig = before(&fixture, |_| {}).await;

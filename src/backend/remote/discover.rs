@@ -10,17 +10,19 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use futures_util::StreamExt;
 use serde::Deserialize;
-use serde_json::value::RawValue;
 
 use super::Ask;
 use super::Blame;
 use super::Config;
 use super::Reach;
 use super::left;
-use crate::backend::Answer;
-use crate::backend::Content;
+use super::outcome::Outcome;
+use super::outcome::outcome;
+use super::session::Introduction;
+use super::session::Line;
+use super::session::Session;
+use super::speech::Speech;
 use crate::backend::Error;
 use crate::catalog::Catalog;
 use crate::catalog::Decl;
@@ -31,7 +33,6 @@ use crate::credentials::Credential;
 use crate::mcp::Era;
 use crate::mcp::Id;
 use crate::mcp::Kind;
-use crate::mcp::LEGACY_VERSIONS;
 use crate::mcp::MODERN_VERSIONS;
 use crate::mcp::Message;
 use crate::mcp::Method;
@@ -52,9 +53,6 @@ const PAGES_MAX: usize = 100;
 /// Tools of one backend. More cannot be used by any model, and each costs a decision per list.
 const TOOLS_MAX: usize = 10_000;
 
-/// Events before the answer to a request of ours.
-const EVENTS_MAX: usize = 1_000;
-
 /// A server that is silent when asked in the modern way is a legacy one (stdio transport §Backward Compatibility).
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -62,8 +60,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct Shelf {
     blame: Blame,
     effects: Effects,
-    /// The era that is configured.
-    era: Option<Era>,
+    speech: Arc<Speech>,
     ttl: Duration,
     catalog: ArcSwap<Catalog>,
     times: Mutex<Times>,
@@ -81,8 +78,6 @@ struct Times {
 struct Flight {
     last: Option<(Instant, Result<(), Error>)>,
     failures: u32,
-    /// The era that the upstream was found to speak.
-    found: Option<Era>,
 }
 
 impl Flight {
@@ -92,11 +87,11 @@ impl Flight {
 }
 
 impl Shelf {
-    pub(super) fn new(config: &Config) -> Shelf {
+    pub(super) fn new(config: &Config, speech: Arc<Speech>) -> Shelf {
         Shelf {
             blame: Blame(config.name.clone()),
             effects: config.effects.clone(),
-            era: config.era,
+            speech,
             ttl: config.catalog_ttl,
             catalog: ArcSwap::default(),
             times: Mutex::new(Times::default()),
@@ -120,10 +115,32 @@ impl Shelf {
         old && alone
     }
 
-    pub(super) async fn refresh<U: Reach>(
+    /// The era that the upstream speaks; asked for together with the catalog if it is not known or in doubt.
+    ///
+    /// # Errors
+    /// When the upstream cannot be asked.
+    pub(super) async fn era(
         &self,
-        upstream: &U,
-        credential: &Credential,
+        upstream: &Arc<dyn Reach>,
+        credential: &Arc<Credential>,
+        deadline: Instant,
+    ) -> Result<Era, Error> {
+        if let Some(era) = self.speech.known() {
+            return Ok(era);
+        }
+        let fetched = self.refresh(upstream, credential, deadline).await;
+        // It may have told its era and still failed to tell its tools.
+        match (self.speech.known(), fetched) {
+            (Some(era), _) => Ok(era),
+            (None, Err(error)) => Err(error),
+            (None, Ok(_)) => Err(self.blame.protocol("it does not say which era it speaks")),
+        }
+    }
+
+    pub(super) async fn refresh(
+        &self,
+        upstream: &Arc<dyn Reach>,
+        credential: &Arc<Credential>,
         deadline: Instant,
     ) -> Result<Arc<Catalog>, Error> {
         let Ok(mut flight) = pingora::time::timeout(left(deadline), self.flight.lock()).await else {
@@ -131,13 +148,21 @@ impl Shelf {
         };
         if let Some((at, outcome)) = &flight.last
             && at.elapsed() < flight.pause()
+            // A success says nothing of an era that was put in doubt since.
+            && (outcome.is_err() || self.speech.known().is_some())
         {
             return outcome.clone().map(|()| self.catalog());
         }
-        let fetch = Fetch { upstream, blame: &self.blame, credential, deadline };
-        let fetched = pingora::time::timeout(left(deadline), fetch.tools(self.era, flight.found)).await;
+        let line = Line {
+            upstream: upstream.clone(),
+            credential: credential.clone(),
+            owner: "".into(),
+            blame: self.blame.clone(),
+        };
+        let fetch = Fetch { line, blame: &self.blame, speech: &self.speech, deadline };
+        let fetched = pingora::time::timeout(left(deadline), fetch.tools()).await;
         let outcome = fetched.unwrap_or_else(|_| Err(self.blame.timeout())).map(|(era, tools)| {
-            flight.found = Some(era);
+            self.speech.learn(era);
             tracing::debug!(backend = %self.blame.0, era = era.as_str(), tools = tools.len(), "tool catalog fetched");
             self.replace(&tools);
         });
@@ -199,17 +224,11 @@ impl Shelf {
 }
 
 /// One walk through the pages of an upstream's `tools/list`.
-struct Fetch<'a, U> {
-    upstream: &'a U,
+struct Fetch<'a> {
+    line: Line,
     blame: &'a Blame,
-    credential: &'a Credential,
+    speech: &'a Speech,
     deadline: Instant,
-}
-
-/// What an upstream made of a request.
-enum Outcome {
-    Result(Bytes),
-    Refused { code: i64 },
 }
 
 /// Why a walk in the modern way came to nothing.
@@ -221,16 +240,10 @@ enum Modern {
     Failed(Error),
 }
 
-/// A legacy session while it lasts; stateless legacy servers give no id.
-struct Session {
-    id: Option<String>,
-    version: String,
-}
-
-impl<U: Reach> Fetch<'_, U> {
+impl Fetch<'_> {
     /// The tools, and the era they were got in: the configured one, else the one found before, else by asking.
-    async fn tools(&self, configured: Option<Era>, found: Option<Era>) -> Result<(Era, Vec<Entry>), Error> {
-        if let Some(era) = configured {
+    async fn tools(&self) -> Result<(Era, Vec<Entry>), Error> {
+        if let Some(era) = self.speech.configured() {
             let tools = match era {
                 Era::Legacy => self.legacy().await?,
                 Era::Modern => match self.modern(self.deadline).await {
@@ -244,7 +257,8 @@ impl<U: Reach> Fetch<'_, U> {
             };
             return Ok((era, tools));
         }
-        if found == Some(Era::Legacy) {
+        // In doubt it is asked anew in the modern way: that harms no legacy server.
+        if self.speech.known() == Some(Era::Legacy) {
             match self.legacy().await {
                 // It may have been replaced by a modern one since.
                 Err(Error::Protocol { .. }) => {}
@@ -270,7 +284,7 @@ impl<U: Reach> Fetch<'_, U> {
             let params = params(walk.cursor.as_deref(), Some(version));
             let first = walk.pages == 0;
             let until = if first { probe } else { self.deadline };
-            let outcome = match self.request(Method::ToolsList, params, Era::Modern, None, walk.pages, until).await {
+            let outcome = match self.ask_modern(params, walk.pages, until).await {
                 Ok(outcome) => outcome,
                 // SPEC: versioning §Backward Compatibility: whatever is no modern error means legacy.
                 Err(Error::Protocol { .. } | Error::SessionLost { .. }) if first => {
@@ -295,6 +309,7 @@ impl<U: Reach> Fetch<'_, U> {
                     code:
                         error::HEADER_MISMATCH | error::MISSING_CLIENT_CAPABILITY | error::UNSUPPORTED_PROTOCOL_VERSION,
                 } => {
+                    self.speech.learn(Era::Modern);
                     return Err(Modern::Failed(
                         self.blame.protocol(format!("it is modern, but refuses protocol version {version}")),
                     ));
@@ -310,60 +325,19 @@ impl<U: Reach> Fetch<'_, U> {
     }
 
     async fn legacy(&self) -> Result<Vec<Entry>, Error> {
-        let version = LEGACY_VERSIONS.first().copied().unwrap_or_default();
-        let hello = format!(
-            r#"{{"protocolVersion":"{version}","capabilities":{{}},"clientInfo":{{"name":"wardgate","version":"{}"}}}}"#,
-            env!("CARGO_PKG_VERSION")
-        );
-        let (answer, id) = self.initialize(Params { raw: Some(hello.into()), ..Params::default() }).await?;
-        let session = Session { id, version: self.negotiated(&answer)? };
+        let session = Session::open(self.line.clone(), &Introduction::default(), self.deadline).await?;
+        // The handshake settles the era, whatever becomes of the list.
+        self.speech.learn(Era::Legacy);
         let tools = self.pages(&session).await;
-        if session.id.is_some() {
-            // The outcome does not matter: many servers keep sessions until they time out.
-            drop(self.ask(&Operation::EndSession, Some(&session), self.deadline).await);
-        }
+        session.end().await;
         tools
     }
 
-    async fn initialize(&self, params: Params) -> Result<(Bytes, Option<String>), Error> {
-        let id = Id::number(0);
-        let message = message(Some(id.clone()), Method::Initialize, params, Era::Legacy);
-        let answer = self.ask(&Operation::Post(message), None, self.deadline).await?;
-        let session = answer.session.clone();
-        match self.outcome(answer, &id).await? {
-            Outcome::Result(answer) => Ok((answer, session)),
-            Outcome::Refused { code } => Err(self.blame.protocol(format!("initialize was refused ({code})"))),
-        }
-    }
-
-    fn negotiated(&self, answer: &[u8]) -> Result<String, Error> {
-        #[derive(Deserialize)]
-        struct Wire {
-            result: Initialized,
-        }
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Initialized {
-            protocol_version: String,
-        }
-        let wire: Wire = serde_json::from_slice(answer)
-            .map_err(|_| self.blame.protocol("initialize was answered without a version"))?;
-        let version = wire.result.protocol_version;
-        if Era::of(&version) == Some(Era::Legacy) {
-            Ok(version)
-        } else {
-            Err(self.blame.protocol("it negotiates a version that nobody knows"))
-        }
-    }
-
     async fn pages(&self, session: &Session) -> Result<Vec<Entry>, Error> {
-        let ready = message(None, Method::NotificationsInitialized, Params::default(), Era::Legacy);
-        self.ask(&Operation::Post(ready), Some(session), self.deadline).await?;
         let mut walk = Walk::default();
         loop {
-            let params = params(walk.cursor.as_deref(), None);
-            match self.request(Method::ToolsList, params, Era::Legacy, Some(session), walk.pages, self.deadline).await?
-            {
+            let params = params(walk.cursor.as_deref(), None).raw.unwrap_or_default();
+            match session.request(Method::ToolsList, params, self.deadline).await? {
                 Outcome::Result(answer) => match walk.take(&answer).map_err(|what| self.blame.protocol(what))? {
                     Step::Done(tools) => return Ok(tools),
                     Step::Next => {}
@@ -376,64 +350,23 @@ impl<U: Reach> Fetch<'_, U> {
         }
     }
 
-    async fn request(
-        &self,
-        method: Method,
-        params: Params,
-        era: Era,
-        session: Option<&Session>,
-        page: usize,
-        until: Instant,
-    ) -> Result<Outcome, Error> {
+    async fn ask_modern(&self, params: Params, page: usize, until: Instant) -> Result<Outcome, Error> {
         let id = Id::number(page as u64 + 1);
-        let message = message(Some(id.clone()), method, params, era);
+        let operation = Operation::Post(Message {
+            kind: Kind::Request { id: id.clone() },
+            method: Some(Method::ToolsList),
+            era: Era::Modern,
+            params,
+            outcome: None,
+        });
+        let ask =
+            Ask { operation: &operation, session: None, version: None, bindings: &[], repeatable: true, owner: "" };
         let work = async {
-            let answer = self.ask(&Operation::Post(message), session, until).await?;
-            self.outcome(answer, &id).await
+            let answer = self.line.upstream.ask(ask, &self.line.credential, until).await?;
+            outcome(answer, &id, self.blame).await
         };
         pingora::time::timeout(left(until), work).await.unwrap_or_else(|_| Err(self.blame.timeout()))
     }
-
-    async fn ask(&self, operation: &Operation, session: Option<&Session>, until: Instant) -> Result<Answer, Error> {
-        let ask = Ask {
-            operation,
-            session: session.and_then(|session| session.id.as_deref()),
-            version: session.map(|session| session.version.as_str()),
-            bindings: &[],
-            repeatable: true,
-            owner: "",
-        };
-        self.upstream.ask(ask, self.credential, until).await
-    }
-
-    /// The response to the request with this id, out of a plain answer or an event stream.
-    async fn outcome(&self, answer: Answer, id: &Id) -> Result<Outcome, Error> {
-        match answer.content {
-            Content::Empty => Err(self.blame.protocol("a request was answered by nothing")),
-            Content::Json(body) => response(&body, id)
-                .map_err(|what| self.blame.protocol(what))?
-                .ok_or_else(|| self.blame.protocol("the answer is to another request")),
-            Content::Events(mut events) => {
-                for _ in 0..EVENTS_MAX {
-                    let Some(event) = events.next().await else {
-                        break;
-                    };
-                    let Some(data) = event?.data.filter(|data| !data.is_empty()) else {
-                        continue;
-                    };
-                    if let Some(outcome) = response(&data, id).map_err(|what| self.blame.protocol(what))? {
-                        return Ok(outcome);
-                    }
-                }
-                Err(self.blame.protocol("the stream ended without an answer"))
-            }
-        }
-    }
-}
-
-fn message(id: Option<Id>, method: Method, params: Params, era: Era) -> Message {
-    let kind = id.map_or(Kind::Notification, |id| Kind::Request { id });
-    Message { kind, method: Some(method), era, params, outcome: None }
 }
 
 fn params(cursor: Option<&str>, version: Option<&str>) -> Params {
@@ -451,34 +384,6 @@ fn params(cursor: Option<&str>, version: Option<&str>) -> Params {
     }
     let raw = serde_json::Value::Object(raw).to_string().into();
     Params { raw: Some(raw), version: version.map(str::to_owned), capabilities: version.is_some(), ..Params::default() }
-}
-
-#[derive(Deserialize)]
-struct ResponseWire<'a> {
-    #[serde(borrow)]
-    id: Option<&'a RawValue>,
-    #[serde(borrow)]
-    method: Option<&'a RawValue>,
-    #[serde(borrow)]
-    result: Option<&'a RawValue>,
-    error: Option<ErrorWire>,
-}
-
-#[derive(Deserialize)]
-struct ErrorWire {
-    code: i64,
-}
-
-/// `Ok(None)`: a message, but not the response to this id.
-fn response(body: &Bytes, id: &Id) -> Result<Option<Outcome>, &'static str> {
-    let wire: ResponseWire<'_> = serde_json::from_slice(body).map_err(|_| "not a JSON-RPC message")?;
-    let answers = wire.id.and_then(|raw| Id::from_json(raw.get())).map(|got| got.same(id));
-    Ok(match (wire.method, wire.result, wire.error) {
-        (None, Some(_), None) if answers == Some(true) => Some(Outcome::Result(body.clone())),
-        // An error about a request that the server could not read has no id.
-        (None, None, Some(error)) if answers != Some(false) => Some(Outcome::Refused { code: error.code }),
-        _ => None,
-    })
 }
 
 /// SPEC: 2026-07-28 basic/index: every result says its type. A legacy server that ignores what it does not know, does not.

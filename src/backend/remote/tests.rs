@@ -3,6 +3,7 @@
 mod discovery;
 pub(super) mod scripted;
 mod secured;
+mod uplift;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -142,6 +143,7 @@ fn refusal(answer: Result<Answer, Error>) -> Error {
 async fn calls_share_one_connection_and_say_only_what_we_decide() {
     let server = Server::start(|seen| result(seen, "{}")).await;
     let mut config = config(Transport::Http(http_config(vec![endpoint(server.port)])));
+    config.era = Some(Era::Modern);
     config.credential = credentials::Config::Static {
         header: HeaderName::from_static("authorization"),
         value: Secret::new("Bearer ours"),
