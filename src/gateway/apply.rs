@@ -93,8 +93,11 @@ impl Want {
 
 impl Want {
     /// The answer, where one that is the same for everybody is known. It is filtered like any other.
-    pub(super) fn known(&self, lists: &Lists) -> Option<Answer> {
-        let body = lists.known(self.list.as_ref()?, self.id.as_ref()?)?;
+    pub(super) fn known(&mut self, lists: &Lists) -> Option<Answer> {
+        let listing = self.list.as_mut()?;
+        let body = lists.known(listing, self.id.as_ref()?)?;
+        // Kept as long as when it came, not anew each time somebody is served it.
+        *listing = Listing::passing(listing.kind);
         Some(Answer { status: 200, session: None, content: Content::Json(body) })
     }
 }

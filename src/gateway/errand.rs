@@ -103,7 +103,7 @@ impl Errand {
             None => Arc::new(house.limits.acquire_for(&self.principal, &permit)?),
         };
         let credential = credentials::obtain(&member.credential, &permit);
-        let want = apply::Want::of(&permit, &house.lists);
+        let mut want = apply::Want::of(&permit, &house.lists);
         let answer = match want.known(&house.lists) {
             Some(answer) => answer, // public, and asked for a moment ago
             None => open.timed(member.backend.call(permit, credential, request.deadline)).await?,

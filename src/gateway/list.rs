@@ -42,6 +42,8 @@ struct Filtered {
     output: Bytes,
     output_id: (usize, usize),
     hidden: usize,
+    /// How long the unfiltered page may be served to others; nothing where it is private.
+    public_for: Duration,
 }
 
 /// A list that is asked for: which, from where on, and what was known to have changed when it was asked for.
@@ -124,14 +126,10 @@ impl Lists {
 
     /// Keeps a public page as long as its server says, within bounds. A caller may be served a page that is as old
     /// again as its `ttlMs` says, because the bytes do not change while it is kept.
-    fn keep(&self, listing: &Listing, page: &Page, body: &Bytes, id: &Id) {
-        let Some(key) = listing.kept_as.clone().filter(|_| page.public && body.len() <= KEPT_PAGE_BYTES_MAX) else {
-            return;
-        };
-        let lives = Duration::from_millis(page.ttl_ms).min(KEPT_MAX);
-        if let (Some(span), Some(until)) =
-            (id_span(body, id), Instant::now().checked_add(lives).filter(|_| !lives.is_zero()))
-        {
+    fn keep(&self, listing: &Listing, public_for: Duration, body: &Bytes, id: &Id) {
+        let small = body.len() <= KEPT_PAGE_BYTES_MAX && !public_for.is_zero();
+        let Some(key) = listing.kept_as.clone().filter(|_| small) else { return };
+        if let (Some(span), Some(until)) = (id_span(body, id), Instant::now().checked_add(public_for)) {
             self.kept.insert(key, Arc::new(Kept { body: body.clone(), id: span, until }));
         }
     }
@@ -177,13 +175,15 @@ impl Lists {
         if let Some(known) = self.cache.get(&key)
             && let Some(output) = known.answer_for(answer, id)
         {
+            self.keep(listing, known.public_for, answer, id);
             return Ok((output, known.hidden));
         }
         let page = Page::parse(kind, answer)?;
         if kind == ListKind::Tools {
             desk.backend.learn(&page.entries);
         }
-        self.keep(listing, &page, answer, id);
+        let public_for = if page.public { Duration::from_millis(page.ttl_ms).min(KEPT_MAX) } else { Duration::ZERO };
+        self.keep(listing, public_for, answer, id);
         let decls = declared(desk, kind, &page);
         let judged = desk.house.policy.list(&desk.principal, &decls, &desk.context);
         let keep: Vec<bool> =
@@ -193,7 +193,8 @@ impl Lists {
         if judged.cacheable
             && let (Some(input_id), Some(output_id)) = (id_span(answer, id), id_span(&output, id))
         {
-            let filtered = Filtered { input: answer.clone(), input_id, output: output.clone(), output_id, hidden };
+            let filtered =
+                Filtered { input: answer.clone(), input_id, output: output.clone(), output_id, hidden, public_for };
             self.cache.insert(key, Arc::new(filtered));
         }
         Ok((output, hidden))
@@ -264,7 +265,7 @@ mod tests {
         let id = Id::from_json(id).expect("id");
         let (input, output) = (Bytes::copy_from_slice(input.as_bytes()), Bytes::copy_from_slice(output.as_bytes()));
         let (input_id, output_id) = (id_span(&input, &id).expect("id"), id_span(&output, &id).expect("id"));
-        Filtered { input, input_id, output, output_id, hidden: 1 }
+        Filtered { input, input_id, output, output_id, hidden: 1, public_for: Duration::ZERO }
     }
 
     #[test]

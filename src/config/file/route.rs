@@ -29,7 +29,7 @@ pub(in crate::config) struct Route {
     #[schemars(with = "Destinations")]
     pub backends: Option<Destinations>,
     /// What stands between a backend's prefix and a name, on a route with several backends: one to four of `_`, `.` and `-`.
-    /// Default: `_`, because many hosts take no other of them in the name of a tool.
+    /// Default: `_`, because many hosts take no dot in the name of a tool.
     pub separator: Option<String>,
     /// How long a list waits for each backend, on a route with several; who is later is named in it as missing.
     /// Default: `5s`.

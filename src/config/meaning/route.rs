@@ -106,6 +106,7 @@ fn destinations(
         let Some(share) = share(book, &at, root, destination, backends, several) else { continue };
         if shares.iter().any(|known| known.backend == share.backend) {
             book.error(&at, format!("`{}` is on this route already", share.backend));
+            continue;
         }
         shares.push(share);
     }
