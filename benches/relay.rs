@@ -152,7 +152,13 @@ fn gateway(issuer: &Issuer, folder: &std::path::Path) -> Gateway {
             .unwrap_or_else(|_| unreachable_policy()),
         public_url: url::Url::parse(AUDIENCE).ok(),
         routes: route::Config {
-            routes: vec![Arc::new(Route { path: "/mcp".to_owned(), host: None, backends: vec![name], mode: None })],
+            routes: vec![Arc::new(Route {
+                path: "/mcp".to_owned(),
+                host: None,
+                backends: vec![name],
+                names: None,
+                mode: None,
+            })],
         },
         lists: Lists::new(),
         first_scopes: Vec::new(),

@@ -9,6 +9,7 @@
 
 mod apply;
 mod errand;
+mod federation;
 mod flow;
 mod house;
 mod legacy;
@@ -34,6 +35,7 @@ use tokio::sync::watch;
 
 pub use house::House;
 pub use house::Member;
+pub use legacy::Purpose;
 pub use legacy::Sealer;
 pub use list::Lists;
 pub use rejection::Facts;
@@ -46,6 +48,8 @@ use crate::exchange::Reply;
 use crate::exchange::Request;
 use crate::exchange::RequestId;
 use crate::identity::challenge;
+use crate::mcp;
+use crate::mcp::Era;
 use crate::mcp::Id;
 use crate::telemetry::metrics::Metrics;
 use apply::Outgoing;
@@ -138,7 +142,14 @@ impl Gateway {
             principal,
             request: request.clone(),
         };
-        errand.straight(asked, open).await // authorize → acquire → obtain → call → apply
+        if asked.era() == Era::Modern {
+            return errand.modern(asked, open).await; // authorize → acquire → obtain → call → apply
+        }
+        if errand.route.names.is_some() {
+            let requested = asked.version().unwrap_or_default().chars().take(64).collect();
+            return Err(Rejection::Message { kind: mcp::FaultKind::UnsupportedVersion { requested } });
+        }
+        errand.straight(asked, open).await
     }
 
     /// An admission refusal: gets its reply and its record.

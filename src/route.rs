@@ -1,6 +1,18 @@
-//! Where does it go? Host and path to a route, a route to its backends. Pure.
+//! Where does it go? Host and path to a route, a route to its backends, a name on it to one of them. Pure.
+
+mod names;
+mod uris;
 
 use std::sync::Arc;
+
+pub use names::Clash;
+pub use names::Found;
+pub use names::MEMBER_TIMEOUT;
+pub use names::Names;
+pub use names::PREFIX_BYTES_MAX;
+pub use names::SEPARATOR;
+pub use names::SEPARATOR_BYTES_MAX;
+pub use names::Share;
 
 use crate::catalog::Mode;
 
@@ -13,6 +25,8 @@ pub struct Route {
     pub host: Option<String>,
     /// Names of backends: with one the route is transparent.
     pub backends: Vec<Arc<str>>,
+    /// What is whose, on a route with several backends: one share for each, in the same order.
+    pub names: Option<Arc<Names>>,
     pub mode: Option<Mode>,
 }
 

@@ -2,6 +2,7 @@
 
 mod backend;
 mod identity;
+mod route;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -16,6 +17,8 @@ pub(super) use identity::Algorithm;
 pub(super) use identity::CertificateRule;
 pub(super) use identity::Identity;
 pub(super) use identity::Oidc;
+pub(super) use route::Destination;
+pub(super) use route::Route;
 
 use super::scalar::Rate;
 use super::scalar::Reference;
@@ -166,22 +169,6 @@ pub(super) struct ToolBound {
     pub calls: Option<Rate>,
     /// Calls held at once.
     pub concurrent: Option<u32>,
-}
-
-/// One MCP endpoint of the gateway.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Route {
-    /// The exact path: `/mcp`.
-    #[schemars(with = "String")]
-    pub path: Option<String>,
-    /// Only for requests to this host name (no port). Default: any host.
-    pub host: Option<String>,
-    /// The backend it leads to: a list of one name.
-    #[schemars(with = "Strings")]
-    pub backends: Option<Strings>,
-    /// A ceiling for this route. Default: the gateway's `mode`.
-    pub mode: Option<Mode>,
 }
 
 /// The listener for operations. It knows no authentication: keep it off the public network.

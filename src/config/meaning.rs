@@ -4,10 +4,9 @@ mod backend;
 mod edge;
 mod identity;
 mod policy;
+mod route;
 
-use std::collections::BTreeMap;
 use std::num::NonZeroU32;
-use std::sync::Arc;
 
 use url::Url;
 
@@ -20,9 +19,7 @@ use super::file;
 use super::file::File;
 use super::scalar::short;
 use crate::audit;
-use crate::backend::remote;
 use crate::limits;
-use crate::route;
 use crate::secret::Secret;
 use crate::server;
 
@@ -46,7 +43,7 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
         admission.hosts.push(public.to_owned());
     }
     let backends = backend::backends(book, &root, file.backends);
-    let routes = routes(book, &root, file.routes, &backends);
+    let routes = route::routes(book, &root, file.routes, &backends);
     let policy = policy::policy(book, &root, file.mode, file.grants, file.policies);
     let limits = file.limits.map(|limits| limits_of(book, &root.at("limits"), limits)).unwrap_or_default();
     let audit = audit(book, &root, file.audit, &listeners);
@@ -86,93 +83,6 @@ fn is_loopback(url: &Url) -> bool {
         Some(url::Host::Ipv6(address)) => address.is_loopback(),
         None => false,
     }
-}
-
-fn routes(
-    book: &mut Book<'_>,
-    root: &Key,
-    routes: Option<Vec<file::Route>>,
-    backends: &[remote::Config],
-) -> route::Config {
-    let key = root.at("routes");
-    let routes = routes.unwrap_or_default();
-    if routes.is_empty() {
-        let name = backends.first().map_or("NAME", |backend| &backend.name);
-        book.missing(
-            &key,
-            format!("no route leads to a backend; for example `routes: [{{ path: /mcp, backends: [{name}] }}]`"),
-        );
-    }
-    let mut seen: BTreeMap<(String, Option<String>), usize> = BTreeMap::new();
-    let mut meant = Vec::new();
-    for (index, route) in routes.into_iter().enumerate() {
-        let key = key.index(index);
-        let path = book.require(&key, "path", route.path, "path: /mcp");
-        if let Some(path) = &path {
-            check_path(book, &key.at("path"), path);
-        }
-        let host = route.host.map(|host| edge::host(book, &key.at("host"), &host));
-        let backend = destination(book, &key, root, route.backends, backends);
-        if let Some(path) = &path
-            && let Some(first) = seen.insert((path.clone(), host.clone()), index)
-        {
-            book.error(&key.at("path"), format!("`{}` has a route already: `routes[{first}]`", short(path)));
-        }
-        if let (Some(path), Some(backend)) = (path, backend) {
-            meant.push(Arc::new(route::Route { path, host, backends: vec![backend], mode: route.mode }));
-        }
-    }
-    for backend in backends {
-        let key = root.at("backends").at(&backend.name);
-        if !meant.iter().any(|route| route.backends.contains(&backend.name)) && !book.touched(&root.at("routes")) {
-            book.warn(&key, "no route leads to this backend");
-        }
-    }
-    route::Config { routes: meant }
-}
-
-/// Requests are routed by their path as it is: what admission would not let through could never match.
-fn check_path(book: &mut Book<'_>, key: &Key, path: &str) {
-    let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '?' | '#' | '%' | '\\');
-    let segments = || path.split('/').skip(1);
-    if !path.starts_with('/')
-        || path == "/"
-        || !path.chars().all(plain)
-        || segments().any(|part| matches!(part, "" | "." | ".."))
-    {
-        book.error(key, format!("`{}` is not a path such as `/mcp`: it starts with `/`, has no empty or dot segments, no `%`, no query and no `/` at its end", short(path)));
-    } else if path.starts_with("/.well-known/") {
-        book.error(key, "paths under `/.well-known/` are the gateway's own");
-    }
-}
-
-fn destination(
-    book: &mut Book<'_>,
-    key: &Key,
-    root: &Key,
-    names: Option<super::scalar::Strings>,
-    backends: &[remote::Config],
-) -> Option<Arc<str>> {
-    let names = book.require(key, "backends", names, "backends: [files]")?.0;
-    let key = key.at("backends");
-    let [name] = names.as_slice() else {
-        let message = if names.is_empty() {
-            "is empty: name one backend"
-        } else {
-            "several backends on one route are not supported by this version"
-        };
-        book.error(&key, message);
-        return None;
-    };
-    if let Some(backend) = backends.iter().find(|backend| *backend.name == **name) {
-        return Some(backend.name.clone());
-    }
-    if !book.touched(&root.at("backends").at(name)) {
-        let known: Vec<String> = backends.iter().map(|backend| format!("`{}`", backend.name)).collect();
-        let known = if known.is_empty() { "there is none".to_owned() } else { format!("known: {}", known.join(", ")) };
-        book.error(&key, format!("there is no backend `{}`; {known}", short(name)));
-    }
-    None
 }
 
 fn limits_of(book: &mut Book<'_>, key: &Key, limits: file::Limits) -> limits::Config {

@@ -15,6 +15,7 @@ use crate::identity;
 use crate::identity::CertificateMatch;
 use crate::identity::Keys;
 use crate::limits;
+use crate::route::Route;
 use crate::server;
 use crate::server::Address;
 use crate::server::ClientAuth;
@@ -108,7 +109,9 @@ fn sheet(config: &Config) -> Shown {
                 map([
                     ("path", text(&route.path)),
                     ("host", maybe(route.host.as_ref(), text)),
-                    ("backends", list(&route.backends, text)),
+                    ("backends", destinations(route)),
+                    ("separator", maybe(route.names.as_ref(), |names| text(names.separator()))),
+                    ("member_timeout", maybe(route.names.as_ref(), |names| span(names.member_timeout))),
                     ("mode", maybe(route.mode, mode)),
                 ])
             }),
@@ -282,6 +285,19 @@ fn backend(config: &remote::Config) -> Shown {
         ("event_bytes_max", size(config.event_bytes_max)),
         ("catalog_ttl", span(config.catalog_ttl)),
     ])
+}
+
+fn destinations(route: &Route) -> Shown {
+    let Some(names) = &route.names else { return list(&route.backends, text) };
+    let shares: Vec<_> = names.shares().collect();
+    list(&shares, |share| {
+        let rename = share.rename.iter().map(|(own, new)| (own.clone(), text(new))).collect();
+        map([
+            ("backend", text(&share.backend)),
+            ("prefix", text(&share.prefix)),
+            ("rename", if share.rename.is_empty() { Shown::Nothing } else { Shown::Map(rename) }),
+        ])
+    })
 }
 
 fn http(http: &remote::Http) -> Shown {

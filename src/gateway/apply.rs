@@ -12,6 +12,7 @@ use serde::Deserialize;
 use tokio::sync::watch;
 
 use super::House;
+use super::Lists;
 use super::Member;
 use super::Open;
 use super::Rejection;
@@ -19,6 +20,7 @@ use super::Sealer;
 use super::errand::Errand;
 use super::flow::Flow;
 use super::flow::Passing;
+use super::list::Listing;
 use super::stream;
 use crate::backend;
 use crate::backend::Answer;
@@ -55,7 +57,7 @@ pub(super) struct Want {
     /// The id to be answered; `None` for notifications, responses, GET and DELETE.
     pub(super) id: Option<Id>,
     pub(super) era: Era,
-    pub(super) list: Option<ListKind>,
+    pub(super) list: Option<Listing>,
     initialize: bool,
     /// A GET stream: server messages, and replayed answers when resumed.
     pub(super) stream: bool,
@@ -64,7 +66,7 @@ pub(super) struct Want {
 }
 
 impl Want {
-    pub(super) fn of(permit: &Permit) -> Want {
+    pub(super) fn of(permit: &Permit, lists: &Lists) -> Want {
         match &permit.call().operation {
             Operation::EndSession => {
                 Want { id: None, era: Era::Legacy, list: None, initialize: false, stream: false, open_ended: false }
@@ -78,12 +80,26 @@ impl Want {
                     Kind::Notification | Kind::Response { .. } => None,
                 },
                 era: message.era,
-                list: message.method.and_then(ListKind::of),
+                list: message
+                    .method
+                    .and_then(ListKind::of)
+                    .map(|kind| lists.listing(&permit.call().decl.backend, kind, message)),
                 initialize: message.method == Some(Method::Initialize),
                 stream: false,
                 open_ended: message.method == Some(Method::SubscriptionsListen),
             },
         }
+    }
+}
+
+impl Want {
+    /// The answer, where one that is the same for everybody is known. It is filtered like any other.
+    pub(super) fn known(&mut self, lists: &Lists) -> Option<Answer> {
+        let listing = self.list.as_mut()?;
+        let body = lists.known(listing, self.id.as_ref()?)?;
+        // Kept as long as when it came, not anew each time somebody is served it.
+        *listing = Listing::passing(listing.kind);
+        Some(Answer { status: 200, session: None, content: Content::Json(body) })
     }
 }
 
@@ -152,7 +168,7 @@ impl Desk {
         self,
         answer: Answer,
         want: Want,
-        slot: Slot,
+        slot: Arc<Slot>,
         request: &Request,
     ) -> Result<Outgoing, Rejection> {
         match answer.content {
@@ -209,9 +225,9 @@ impl Desk {
         if !answers {
             return Err(self.breaks("the answer is to another request"));
         }
-        let (body, hidden) = match (want.list, &want.id, error_code) {
-            (Some(kind), Some(id), None) => {
-                self.house.lists.filter(self, kind, &body, id).map_err(|what| self.breaks(what))?
+        let (body, hidden) = match (&want.list, &want.id, error_code) {
+            (Some(listing), Some(id), None) => {
+                self.house.lists.filter(self, listing, &body, id).map_err(|what| self.breaks(what))?
             }
             _ => (body, 0),
         };
@@ -249,8 +265,8 @@ impl Desk {
     }
 
     /// The answer to a list with only what this caller may use; `None` if it breaks the protocol.
-    pub(super) fn filter(&self, kind: ListKind, body: &Bytes, id: &Id) -> Option<(Bytes, usize)> {
-        self.house.lists.filter(self, kind, body, id).map_err(|what| self.breaks(what)).ok()
+    pub(super) fn filter(&self, listing: &Listing, body: &Bytes, id: &Id) -> Option<(Bytes, usize)> {
+        self.house.lists.filter(self, listing, body, id).map_err(|what| self.breaks(what)).ok()
     }
 }
 

@@ -12,11 +12,14 @@ use super::Sealer;
 use super::apply;
 use super::apply::Desk;
 use super::apply::Outgoing;
+use super::federation::Federation;
 use super::prepare;
 use super::prepare::Asked;
 use crate::catalog::Session;
 use crate::credentials;
 use crate::exchange::Request;
+use crate::limits::Slot;
+use crate::mcp::list::ListKind;
 use crate::principal::Principal;
 use crate::route::Route;
 
@@ -52,6 +55,15 @@ impl Errand {
         self.run(member, asked, session, open).await
     }
 
+    /// A modern message, whatever the route: to its only backend, or to one or all of several.
+    pub(super) async fn modern(&self, asked: Asked, open: &mut Open) -> Result<Outgoing, Rejection> {
+        if let Some(names) = &self.route.names {
+            return Federation::new(self, names).answer(asked, open).await;
+        }
+        let member = self.only_member(open)?;
+        self.run(member, asked, None, open).await
+    }
+
     /// One message to one backend: the judgement, and what comes after a yes.
     pub(super) async fn run(
         &self,
@@ -60,10 +72,26 @@ impl Errand {
         session: Option<Session>,
         open: &mut Open,
     ) -> Result<Outgoing, Rejection> {
+        self.run_within(member, asked, session, None, open).await
+    }
+
+    /// [`Errand::run`] as a part of something that was counted and holds its slot already.
+    pub(super) async fn run_within(
+        &self,
+        member: &Member,
+        asked: Asked,
+        session: Option<Session>,
+        slot: Option<Arc<Slot>>,
+        open: &mut Open,
+    ) -> Result<Outgoing, Rejection> {
         let (house, request) = (&self.house, &*self.request);
         let mode = house.ceiling(&self.route, member);
         let mirrors = asked.mirrors();
+        let known = member.backend.catalog();
         let call = prepare::call(asked, session, member, request).await?; // target and effect known
+        if !Arc::ptr_eq(&known, &member.backend.catalog()) {
+            house.lists.changed(member.backend.name(), ListKind::Tools);
+        }
         open.what(&call, mode);
         let judged = prepare::Judged::of(&call, mode, request, mirrors);
         let permit = match house.policy.authorize(&self.principal, call, &judged.context) {
@@ -72,10 +100,16 @@ impl Errand {
         };
         judged.after(house, &self.principal, member)?;
         open.allowed_by(&permit);
-        let slot = house.limits.acquire_for(&self.principal, &permit)?;
+        let slot = match slot {
+            Some(slot) => slot,
+            None => Arc::new(house.limits.acquire_for(&self.principal, &permit)?),
+        };
         let credential = credentials::obtain(&member.credential, &permit);
-        let want = apply::Want::of(&permit);
-        let answer = open.timed(member.backend.call(permit, credential, request.deadline)).await?;
+        let mut want = apply::Want::of(&permit, &house.lists);
+        let answer = match want.known(&house.lists) {
+            Some(answer) => answer, // public, and asked for a moment ago
+            None => open.timed(member.backend.call(permit, credential, request.deadline)).await?,
+        };
         Desk::new(self, member, judged.context).apply(answer, want, slot, request).await
     }
 }

@@ -4,6 +4,7 @@
 //! upstream's requests are dropped, and the stream ends when the caller's token does.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 use std::time::SystemTime;
@@ -15,6 +16,7 @@ use futures_util::stream::BoxStream;
 use super::Rejection;
 use super::apply::Desk;
 use super::apply::Want;
+use super::list::Listing;
 use crate::backend;
 use crate::limits::Slot;
 use crate::mcp::Era;
@@ -31,7 +33,7 @@ pub(super) struct Flow {
     upstream: BoxStream<'static, Result<Event, backend::Error>>,
     want: Want,
     /// Held, not read: concurrency ends with the stream.
-    _slot: Slot,
+    _slot: Arc<Slot>,
     desk: Desk,
     ends: Option<Instant>,
     /// A legacy stream with event ids may end early and be resumed (`Last-Event-ID`): its end is not a failure.
@@ -67,7 +69,7 @@ impl Flow {
         early: Vec<Event>,
         upstream: BoxStream<'static, Result<Event, backend::Error>>,
         want: Want,
-        slot: Slot,
+        slot: Arc<Slot>,
         desk: Desk,
     ) -> Flow {
         let left = desk.principal.expires_at().map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
@@ -156,7 +158,10 @@ impl Flow {
             Ok(Incoming::Notification { method }) if method == "notifications/resources/updated" => {
                 if self.desk.may_read(data) { Step::Pass(event) } else { Step::Drop }
             }
-            Ok(Incoming::Notification { .. }) => Step::Pass(event),
+            Ok(Incoming::Notification { method }) => {
+                self.desk.house.lists.announced(self.desk.backend.name(), &method);
+                Step::Pass(event)
+            }
             // SPEC: 2026-07-28 streamable-http: no requests on response streams.
             Ok(Incoming::Request { .. }) if self.want.era == Era::Modern => Step::Drop,
             Ok(Incoming::Request { .. }) => Step::Pass(event),
@@ -171,8 +176,8 @@ impl Flow {
                     return Step::Drop;
                 }
                 let mut hidden = 0;
-                if let (Some(kind), None) = (self.want.list, error_code) {
-                    match self.desk.filter(kind, data, wanted) {
+                if let (Some(listing), None) = (&self.want.list, error_code) {
+                    match self.desk.filter(listing, data, wanted) {
                         Some((body, some)) => {
                             hidden = some;
                             event.data = Some(body);
@@ -195,7 +200,7 @@ impl Flow {
         };
         match (list::kinds_of(data).as_deref(), id) {
             (Some([]), _) => Step::Pass(event),
-            (Some([kind]), Some(id)) => match self.desk.filter(*kind, data, id) {
+            (Some([kind]), Some(id)) => match self.desk.filter(&Listing::passing(*kind), data, id) {
                 Some((body, _)) => {
                     event.data = Some(body);
                     Step::Pass(event)

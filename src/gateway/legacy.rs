@@ -33,6 +33,21 @@ pub struct Sealer {
     random: SystemRandom,
 }
 
+/// What sealed bytes are for: bytes of one purpose never open as those of another.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Purpose {
+    /// Where a merged list goes on.
+    Cursor,
+}
+
+impl Purpose {
+    fn label(self) -> &'static [u8] {
+        match self {
+            Purpose::Cursor => b"wardgate-cursor-1\0",
+        }
+    }
+}
+
 #[derive(Deserialize, Serialize)]
 struct Sealed<'a> {
     u: std::borrow::Cow<'a, str>,
@@ -70,6 +85,25 @@ impl Sealer {
         let mut whole = nonce.to_vec();
         whole.extend_from_slice(&text);
         Some(URL_SAFE_NO_PAD.encode(whole))
+    }
+
+    /// Bytes as text that only this gateway opens again, for the same purpose and the same associated bytes.
+    pub fn seal_bytes(&self, purpose: Purpose, plain: &[u8], associated: &[u8]) -> Option<String> {
+        let mut nonce = [0u8; aead::NONCE_LEN];
+        self.random.fill(&mut nonce).ok()?;
+        let mut text = plain.to_vec();
+        let associated = aead::Aad::from([purpose.label(), associated].concat());
+        self.key.seal_in_place_append_tag(aead::Nonce::assume_unique_for_key(nonce), associated, &mut text).ok()?;
+        Some(URL_SAFE_NO_PAD.encode([&nonce[..], &text].concat()))
+    }
+
+    /// What was sealed, if it was sealed by us, for this purpose and with these associated bytes.
+    pub fn open_bytes(&self, purpose: Purpose, sealed: &str, associated: &[u8]) -> Option<Vec<u8>> {
+        let mut whole = URL_SAFE_NO_PAD.decode(sealed).ok()?;
+        let (nonce, text) = whole.split_at_mut_checked(aead::NONCE_LEN)?;
+        let nonce = aead::Nonce::try_assume_unique_for_key(nonce).ok()?;
+        let associated = aead::Aad::from([purpose.label(), associated].concat());
+        self.key.open_in_place(nonce, associated, text).ok().map(|text| text.to_vec())
     }
 
     /// The session behind an id, if it is ours, this principal's, this backend's, and not too old.

@@ -1,20 +1,38 @@
 //! Lists answer from the same judgement as calls: what may not be called is not shown.
 
+use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+use std::time::Instant;
 
 use bytes::Bytes;
 use moka::sync::Cache;
 
 use super::apply::Desk;
+use super::federation::Parts;
 use crate::catalog::Decl;
 use crate::catalog::Effect;
 use crate::catalog::Kind;
+use crate::mcp::Era;
 use crate::mcp::Id;
+use crate::mcp::Message;
 use crate::mcp::list::ListKind;
 use crate::mcp::list::Page;
 
 /// Filtered pages kept, in bytes of input and output together.
 const CACHE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// Public pages kept, unfiltered.
+const KEPT_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// A bigger page is not worth everybody else's.
+const KEPT_PAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// A change that nobody announces is seen after this, whatever the server said.
+const KEPT_MAX: Duration = Duration::from_secs(60);
 
 /// A page that was filtered once, for one authority.
 struct Filtered {
@@ -24,11 +42,49 @@ struct Filtered {
     output: Bytes,
     output_id: (usize, usize),
     hidden: usize,
+    /// How long the unfiltered page may be served to others; nothing where it is private.
+    public_for: Duration,
+}
+
+/// A list that is asked for: which, from where on, and what was known to have changed when it was asked for.
+#[derive(Clone, Debug)]
+pub(super) struct Listing {
+    pub(super) kind: ListKind,
+    /// Whether the answer may be kept for others, and under which key.
+    kept_as: Option<KeptAs>,
+}
+
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+struct KeptAs {
+    backend: Arc<str>,
+    kind: ListKind,
+    cursor: Option<String>,
+    /// How often the list was said to have changed: what was asked for before that is not served after it.
+    changes: u64,
+}
+
+impl Listing {
+    /// A list that only passes by.
+    pub(super) fn passing(kind: ListKind) -> Listing {
+        Listing { kind, kept_as: None }
+    }
+}
+
+/// An unfiltered page that the upstream calls public: the same for every caller.
+struct Kept {
+    body: Bytes,
+    /// Where the id stands in it.
+    id: (usize, usize),
+    until: Instant,
 }
 
 /// The pages filtered lately. A server sends the same list again and again; only the id differs.
 pub struct Lists {
     cache: Cache<(u128, Arc<str>, ListKind), Arc<Filtered>>,
+    kept: Cache<KeptAs, Arc<Kept>>,
+    changes: Mutex<HashMap<(Arc<str>, ListKind), u64>>,
+    /// What merged answers are made of.
+    pub(super) parts: Parts,
 }
 
 impl Default for Lists {
@@ -41,7 +97,65 @@ impl Lists {
     pub fn new() -> Lists {
         let weigher =
             |_: &_, page: &Arc<Filtered>| u32::try_from(page.input.len() + page.output.len()).unwrap_or(u32::MAX);
-        Lists { cache: Cache::builder().max_capacity(CACHE_BYTES_MAX).weigher(weigher).build() }
+        let weight = |_: &_, kept: &Arc<Kept>| u32::try_from(kept.body.len()).unwrap_or(u32::MAX);
+        Lists {
+            cache: Cache::builder().max_capacity(CACHE_BYTES_MAX).weigher(weigher).build(),
+            kept: Cache::builder().max_capacity(KEPT_BYTES_MAX).weigher(weight).time_to_live(KEPT_MAX).build(),
+            changes: Mutex::default(),
+            parts: Parts::default(),
+        }
+    }
+
+    /// What a message that asks for a list asks for. Only the modern era says who may see an answer, and for how long.
+    pub(super) fn listing(&self, backend: &Arc<str>, kind: ListKind, message: &Message) -> Listing {
+        let kept_as = (message.era == Era::Modern).then(|| KeptAs {
+            backend: backend.clone(),
+            kind,
+            cursor: message.params.cursor.clone(),
+            changes: self.changes(backend, kind),
+        });
+        Listing { kind, kept_as }
+    }
+
+    /// The answer that the upstream gave to somebody a moment ago, if it is the same for everybody. It is unfiltered.
+    pub(super) fn known(&self, listing: &Listing, id: &Id) -> Option<Bytes> {
+        let kept = self.kept.get(listing.kept_as.as_ref()?).filter(|kept| Instant::now() < kept.until)?;
+        let (start, end) = kept.id;
+        with_id(&kept.body, start..end, id)
+    }
+
+    /// Keeps a public page as long as its server says, within bounds. A caller may be served a page that is as old
+    /// again as its `ttlMs` says, because the bytes do not change while it is kept.
+    fn keep(&self, listing: &Listing, public_for: Duration, body: &Bytes, id: &Id) {
+        let small = body.len() <= KEPT_PAGE_BYTES_MAX && !public_for.is_zero();
+        let Some(key) = listing.kept_as.clone().filter(|_| small) else { return };
+        if let (Some(span), Some(until)) = (id_span(body, id), Instant::now().checked_add(public_for)) {
+            self.kept.insert(key, Arc::new(Kept { body: body.clone(), id: span, until }));
+        }
+    }
+
+    /// The list is not what it was: what is kept of it is not served any more.
+    pub(super) fn changed(&self, backend: &Arc<str>, kind: ListKind) {
+        *self.lock_changes().entry((backend.clone(), kind)).or_default() += 1;
+    }
+
+    /// A backend's notification went by.
+    pub(super) fn announced(&self, backend: &Arc<str>, method: &str) {
+        let kinds: &[ListKind] = match method {
+            "notifications/tools/list_changed" => &[ListKind::Tools],
+            "notifications/prompts/list_changed" => &[ListKind::Prompts],
+            "notifications/resources/list_changed" => &[ListKind::Resources, ListKind::Templates],
+            _ => &[],
+        };
+        kinds.iter().for_each(|kind| self.changed(backend, *kind));
+    }
+
+    fn changes(&self, backend: &Arc<str>, kind: ListKind) -> u64 {
+        self.lock_changes().get(&(backend.clone(), kind)).copied().unwrap_or_default()
+    }
+
+    fn lock_changes(&self) -> std::sync::MutexGuard<'_, HashMap<(Arc<str>, ListKind), u64>> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The answer with only what this caller may use, and how many entries were hidden.
@@ -51,21 +165,25 @@ impl Lists {
     pub(super) fn filter(
         &self,
         desk: &Desk,
-        kind: ListKind,
+        listing: &Listing,
         answer: &Bytes,
         id: &Id,
     ) -> Result<(Bytes, usize), &'static str> {
+        let kind = listing.kind;
         let authority = desk.principal.authority() ^ desk.context.mode as u128;
         let key = (authority, desk.backend.name().clone(), kind);
         if let Some(known) = self.cache.get(&key)
             && let Some(output) = known.answer_for(answer, id)
         {
+            self.keep(listing, known.public_for, answer, id);
             return Ok((output, known.hidden));
         }
         let page = Page::parse(kind, answer)?;
         if kind == ListKind::Tools {
             desk.backend.learn(&page.entries);
         }
+        let public_for = if page.public { Duration::from_millis(page.ttl_ms).min(KEPT_MAX) } else { Duration::ZERO };
+        self.keep(listing, public_for, answer, id);
         let decls = declared(desk, kind, &page);
         let judged = desk.house.policy.list(&desk.principal, &decls, &desk.context);
         let keep: Vec<bool> =
@@ -75,7 +193,8 @@ impl Lists {
         if judged.cacheable
             && let (Some(input_id), Some(output_id)) = (id_span(answer, id), id_span(&output, id))
         {
-            let filtered = Filtered { input: answer.clone(), input_id, output: output.clone(), output_id, hidden };
+            let filtered =
+                Filtered { input: answer.clone(), input_id, output: output.clone(), output_id, hidden, public_for };
             self.cache.insert(key, Arc::new(filtered));
         }
         Ok((output, hidden))
@@ -84,8 +203,8 @@ impl Lists {
 
 impl Filtered {
     /// The remembered output with another id, if the new input differs from the remembered one in nothing but its id.
-    fn answer_for(&self, answer: &Bytes, id: &Id) -> Option<Bytes> {
-        let id = id.as_json().as_bytes();
+    fn answer_for(&self, answer: &Bytes, asked: &Id) -> Option<Bytes> {
+        let id = asked.as_json().as_bytes();
         let (start, end) = self.input_id;
         let (head, tail) = (self.input.get(..start)?, self.input.get(end..)?);
         let rest = answer.strip_prefix(head)?.strip_prefix(id)?;
@@ -93,12 +212,21 @@ impl Filtered {
             return None;
         }
         let (start, end) = self.output_id;
-        let mut out = Vec::with_capacity(self.output.len() + id.len());
-        out.extend_from_slice(self.output.get(..start)?);
-        out.extend_from_slice(id);
-        out.extend_from_slice(self.output.get(end..)?);
-        Some(out.into())
+        with_id(&self.output, start..end, asked)
     }
+}
+
+/// The same answer to another request. No copy where the ids are the same.
+fn with_id(answer: &Bytes, at: Range<usize>, id: &Id) -> Option<Bytes> {
+    let id = id.as_json().as_bytes();
+    if answer.get(at.clone())? == id {
+        return Some(answer.clone());
+    }
+    let mut out = Vec::with_capacity(answer.len() + id.len());
+    out.extend_from_slice(answer.get(..at.start)?);
+    out.extend_from_slice(id);
+    out.extend_from_slice(answer.get(at.end..)?);
+    Some(out.into())
 }
 
 /// Where the id's text stands, if the answer begins with an envelope whose id comes before anything long.
@@ -137,7 +265,7 @@ mod tests {
         let id = Id::from_json(id).expect("id");
         let (input, output) = (Bytes::copy_from_slice(input.as_bytes()), Bytes::copy_from_slice(output.as_bytes()));
         let (input_id, output_id) = (id_span(&input, &id).expect("id"), id_span(&output, &id).expect("id"));
-        Filtered { input, input_id, output, output_id, hidden: 1 }
+        Filtered { input, input_id, output, output_id, hidden: 1, public_for: Duration::ZERO }
     }
 
     #[test]

@@ -130,6 +130,47 @@ impl Open {
         self.record.backend.clone()
     }
 
+    /// What was asked for by name, where nothing more is known of it.
+    pub(super) fn target(&mut self, name: &str) {
+        self.record.target = Some(name.to_owned());
+    }
+
+    /// For one of several calls that one request becomes: it notes into its own record, which is never written but
+    /// [absorbed](Open::absorb).
+    pub(super) fn branch(&self) -> Open {
+        Open {
+            record: Record { request_id: self.record.request_id.clone(), ..Record::default() },
+            id: self.id.clone(),
+            era: self.era,
+            started: self.started,
+            audit: self.audit.clone(),
+            metrics: self.metrics.clone(),
+            closed: true,
+        }
+    }
+
+    /// What a branch noted: the longest wait, all policies, the first one's mode; one yes is a yes.
+    pub(super) fn absorb(&mut self, branch: Open) {
+        let branch = branch.record();
+        self.record.upstream_us = self.record.upstream_us.max(branch.upstream_us);
+        self.record.hidden += branch.hidden;
+        self.record.effect = self.record.effect.or(branch.effect);
+        self.record.mode = self.record.mode.or(branch.mode);
+        if self.record.decision != Some("allowed") {
+            self.record.decision = branch.decision.or(self.record.decision);
+            self.record.denial = branch.denial;
+        }
+        for policy in branch.policies {
+            if !self.record.policies.contains(&policy) {
+                self.record.policies.push(policy);
+            }
+        }
+    }
+
+    fn record(mut self) -> Record {
+        std::mem::take(&mut self.record)
+    }
+
     pub(super) fn what(&mut self, call: &Call, mode: Mode) {
         self.record.target = Some(call.decl.name.to_string());
         self.record.effect = Some(call.effect.as_str());

@@ -84,6 +84,30 @@ impl Asked {
         Ok(asked)
     }
 
+    /// A modern message that is sent for the client: its own (`mirrors`), changed for a backend, or one of ours.
+    pub(super) fn modern(message: Message, mirrors: bool) -> Asked {
+        let version = message.params.version.clone();
+        Asked { operation: Operation::Post(message), era: Era::Modern, sealed: None, version, mirrors }
+    }
+
+    /// The message and whether the client wrote it; `None` for what is no message.
+    pub(super) fn into_message(self) -> Option<(Message, bool)> {
+        match self.operation {
+            Operation::Post(message) => Some((message, self.mirrors)),
+            Operation::EndSession | Operation::Stream { .. } => None,
+        }
+    }
+
+    pub(super) fn era(&self) -> Era {
+        self.era
+    }
+
+    /// The version that was asked for, as far as one was.
+    pub(super) fn version(&self) -> Option<&str> {
+        let asked = self.message().and_then(|message| message.params.asked_version.as_deref());
+        asked.or(self.version.as_deref())
+    }
+
     pub(super) fn mirrors(&self) -> bool {
         self.mirrors
     }

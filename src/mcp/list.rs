@@ -33,12 +33,21 @@ impl ListKind {
     pub const ALL: [ListKind; 4] = [ListKind::Prompts, ListKind::Resources, ListKind::Templates, ListKind::Tools];
 
     /// The member of the result that holds the entries.
-    fn member(self) -> &'static str {
+    pub fn member(self) -> &'static str {
         match self {
             ListKind::Prompts => "prompts",
             ListKind::Resources => "resources",
             ListKind::Templates => "resourceTemplates",
             ListKind::Tools => "tools",
+        }
+    }
+
+    /// The member of an entry that names it.
+    pub fn name_member(self) -> &'static str {
+        match self {
+            ListKind::Prompts | ListKind::Tools => "name",
+            ListKind::Resources => "uri",
+            ListKind::Templates => "uriTemplate",
         }
     }
 
@@ -74,6 +83,10 @@ pub struct Page {
     pub entries: Vec<Entry>,
     spans: Vec<Range<usize>>,
     cache_scope: Option<Range<usize>>,
+    /// The upstream calls it the same for every caller.
+    pub public: bool,
+    /// How long it is fresh; 0 where that is not said.
+    pub ttl_ms: u64,
     pub next_cursor: Option<String>,
 }
 
@@ -96,6 +109,8 @@ struct Listing<'a> {
     resource_templates: Option<Vec<&'a RawValue>>,
     #[serde(borrow)]
     cache_scope: Option<&'a RawValue>,
+    #[serde(borrow)]
+    ttl_ms: Option<&'a RawValue>,
     #[serde(borrow)]
     next_cursor: Option<Cow<'a, str>>,
 }
@@ -162,9 +177,11 @@ impl Page {
             entries.push(Entry::read(kind, value, answer));
         }
         hide_doubles(&mut entries);
+        let public = listing.cache_scope.is_some_and(|scope| scope.get() == "\"public\"");
+        let ttl_ms = listing.ttl_ms.and_then(|ttl| ttl.get().parse().ok()).unwrap_or_default();
         let cache_scope = listing.cache_scope.map(span);
         let next_cursor = listing.next_cursor.map(Cow::into_owned);
-        Ok(Page { whole: answer.clone(), entries, spans, cache_scope, next_cursor })
+        Ok(Page { whole: answer.clone(), entries, spans, cache_scope, public, ttl_ms, next_cursor })
     }
 
     /// The same answer with only the entries whose flag is true.

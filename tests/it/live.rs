@@ -183,6 +183,56 @@ async fn arrived(line: &Value, before: i64, rig: &Rig, who: &str) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_python_client_uses_two_servers_as_one() {
+    let (left, right) = (Fixture::start(&["--page-size", "9"]), Fixture::start(&[]));
+    let rig = Rig::with(|file| {
+        let backend = |url: &str| json!({ "http": { "url": url }, "trust_annotations": true });
+        file["backends"] = json!({ "left": backend(&left.url), "right": backend(&right.url) });
+        file["routes"][0]["backends"] =
+            json!(["left", { "backend": "right", "prefix": "r", "rename": { "echo": "say" } }]);
+    })
+    .await;
+    let actions = [
+        "--call",
+        "left_echo",
+        r#"{"text":"hällo"}"#,
+        "--call",
+        "r_say",
+        r#"{"text":"wörld"}"#,
+        "--call",
+        "r_note_delete",
+        r#"{"id":"a"}"#,
+        "--read",
+        "wardgate+r+test://static-text",
+        "--prompt",
+        "left_test_simple_prompt",
+        "{}",
+        "--resources",
+        "--prompts",
+    ];
+    let seen = python(&rig.url(), &rig.viewer(), "2026-07-28", &actions).await;
+    let listed = names(&seen[0]);
+    for name in ["left_echo", "left_note_read", "r_say", "r_note_read"] {
+        assert!(listed.contains(&name), "{name}: {listed:?}");
+    }
+    for hidden in ["left_note_write", "r_note_delete", "r_echo", "echo"] {
+        assert!(!listed.contains(&hidden), "{hidden}: {listed:?}");
+    }
+    assert_eq!(listed.len() % 2, 0, "as many of each: {listed:?}");
+    assert!(seen[0]["pages"].as_u64().is_some_and(|pages| pages > 1), "{}", seen[0]);
+    assert_eq!((&seen[1]["text"], &seen[2]["text"]), (&json!("hällo"), &json!("wörld")));
+    let words = seen[3]["error"]["message"].as_str().unwrap_or_default();
+    assert!(words.contains("Unknown tool: r_note_delete"), "{}", seen[3]);
+    assert!(seen[4]["text"].as_str().is_some_and(|text| !text.is_empty()), "{}", seen[4]);
+    assert!(seen[5]["messages"].as_array().is_some_and(|messages| !messages.is_empty()), "{}", seen[5]);
+    let has =
+        |line: &Value, list: &str, name: &str| line[list].as_array().is_some_and(|all| all.contains(&json!(name)));
+    assert!(has(&seen[6], "resources", "wardgate+left+test://static-text"), "{}", seen[6]);
+    assert!(has(&seen[7], "prompts", "r_test_simple_prompt"), "{}", seen[7]);
+    rig.app.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn progress_resources_and_prompts_pass_for_the_python_client() {
     let fixture = Fixture::start(&[]);
     let rig = before(&fixture, |_| {}).await;

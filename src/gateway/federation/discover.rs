@@ -1,0 +1,138 @@
+//! `server/discover` of several backends: what they can do together, and what each has to say.
+
+use serde::Deserialize;
+use serde_json::Map;
+use serde_json::Value;
+use serde_json::json;
+
+use super::ALL;
+use super::Federation;
+use super::PARTIAL;
+use super::fan;
+use super::fan::Missing;
+use super::fan::Question;
+use crate::gateway::Open;
+use crate::gateway::Rejection;
+use crate::gateway::apply::Outgoing;
+use crate::mcp::Id;
+use crate::mcp::Kind;
+use crate::mcp::MODERN_VERSIONS;
+use crate::mcp::Message;
+
+/// What a route can relay. Extensions are between one client and one server.
+const CAPABILITIES: [&str; 5] = ["completions", "logging", "prompts", "resources", "tools"];
+
+/// Of one backend's instructions; a model reads all of them in every conversation.
+const INSTRUCTIONS_CHARS_MAX: usize = 4_000;
+
+/// Of all of them together.
+const INSTRUCTIONS_BYTES_MAX: usize = 32 * 1024;
+
+#[derive(Deserialize)]
+struct Answer {
+    result: Discovered,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Discovered {
+    #[serde(default)]
+    capabilities: Map<String, Value>,
+    instructions: Option<String>,
+    #[serde(default)]
+    ttl_ms: Value,
+}
+
+impl Federation {
+    pub(super) async fn discover(&self, message: Message, id: &Id, open: &mut Open) -> Result<Outgoing, Rejection> {
+        open.to(&ALL.into());
+        let slot = self.slot()?;
+        let question = |share| {
+            let message = Message { kind: Kind::Request { id: fan::part_id() }, ..message.clone() };
+            Question { share, message }
+        };
+        let mut answers = self.ask((0..self.names.shares().len()).map(question).collect(), &slot, open).await?;
+        open.target(ALL);
+        let mut capabilities = Map::new();
+        let mut instructions = String::new();
+        let mut ttl_ms = u64::MAX;
+        for (share, body) in answers.whole {
+            let Ok(Answer { result }) = serde_json::from_slice::<Answer>(&body) else {
+                answers.missing.push(Missing::protocol(share, self.backend(share)?, "backend_protocol"));
+                continue;
+            };
+            unite(&mut capabilities, &result.capabilities);
+            ttl_ms = ttl_ms.min(result.ttl_ms.as_u64().unwrap_or_default());
+            if let (Some(text), Some(prefix)) =
+                (result.instructions, self.names.share(share).map(|share| &share.prefix))
+            {
+                self.instruct(&mut instructions, prefix, &text);
+            }
+        }
+        let whole = answers.missing.is_empty() && ttl_ms < u64::MAX;
+        let mut result = json!({
+            "resultType": "complete",
+            "supportedVersions": MODERN_VERSIONS,
+            "capabilities": capabilities,
+            "serverInfo": { "name": "wardgate", "version": env!("CARGO_PKG_VERSION") },
+            "ttlMs": if whole { ttl_ms } else { 0 },
+            "cacheScope": "private",
+        });
+        if !instructions.is_empty() {
+            result["instructions"] = instructions.into();
+        }
+        if !answers.missing.is_empty() {
+            result["_meta"] = json!({ PARTIAL: fan::named(&answers.missing) });
+        }
+        let body = format!(r#"{{"jsonrpc":"2.0","id":{},"result":{result}}}"#, id.as_json()).into();
+        Ok(Outgoing::Json { status: 200, body, session: None, error_code: None, hidden: 0 })
+    }
+
+    /// One backend's instructions, under a heading that says which names they are about.
+    fn instruct(&self, instructions: &mut String, prefix: &str, text: &str) {
+        let text = text.trim();
+        if text.is_empty() {
+            return;
+        }
+        let mut shown: String = text.chars().take(INSTRUCTIONS_CHARS_MAX).collect();
+        if shown.len() < text.len() {
+            shown.push('…');
+        }
+        let gap = if instructions.is_empty() { "" } else { "\n\n" };
+        let section =
+            format!("{gap}## {prefix} (names that begin with `{prefix}{}`)\n\n{shown}", self.names.separator());
+        if instructions.len() + section.len() <= INSTRUCTIONS_BYTES_MAX {
+            instructions.push_str(&section);
+        }
+    }
+}
+
+/// What any of them can do; a flag is up where one has it up.
+fn unite(all: &mut Map<String, Value>, one: &Map<String, Value>) {
+    for name in CAPABILITIES {
+        let Some(Value::Object(flags)) = one.get(name) else { continue };
+        let united = all.entry(name).or_insert_with(|| json!({}));
+        for flag in ["listChanged", "subscribe"] {
+            if flags.get(flag) == Some(&Value::Bool(true)) {
+                united[flag] = true.into();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_united_and_extensions_are_not_passed() {
+        let mut all = Map::new();
+        for one in [
+            json!({ "tools": { "listChanged": false }, "extensions": { "x": {} }, "resources": { "subscribe": true } }),
+            json!({ "tools": { "listChanged": true, "odd": 1 }, "resources": {}, "prompts": 7 }),
+        ] {
+            unite(&mut all, one.as_object().expect("an object"));
+        }
+        assert_eq!(Value::Object(all), json!({ "tools": { "listChanged": true }, "resources": { "subscribe": true } }));
+    }
+}
