@@ -11,6 +11,7 @@ use futures_util::stream::BoxStream;
 
 use crate::catalog::Catalog;
 use crate::credentials::Credential;
+use crate::mcp::Era;
 use crate::mcp::list::Entry;
 use crate::mcp::sse::Event;
 use crate::policy::Permit;
@@ -27,6 +28,15 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// When the upstream cannot be asked; the known catalog stays.
     async fn refresh(&self, credential: Credential, deadline: Instant) -> Result<Arc<Catalog>, Error>;
+
+    /// The era it speaks, as far as known now. No I/O.
+    fn era(&self) -> Option<Era>;
+
+    /// The era it speaks; asks the upstream if that is not known yet.
+    ///
+    /// # Errors
+    /// When the upstream cannot be asked.
+    async fn speaks(&self, credential: Credential, deadline: Instant) -> Result<Era, Error>;
 
     /// A page of this backend's `tools/list` went by: it is the newest truth about the tools named in it.
     fn learn(&self, tools: &[Entry]);

@@ -8,6 +8,7 @@
 //! INVARIANT: one request, one reply, one audit record, also when a step fails, panics or the client leaves.
 
 mod apply;
+mod door;
 mod errand;
 mod flow;
 mod house;
@@ -46,9 +47,11 @@ use crate::exchange::Reply;
 use crate::exchange::Request;
 use crate::exchange::RequestId;
 use crate::identity::challenge;
+use crate::mcp::Era;
 use crate::mcp::Id;
 use crate::telemetry::metrics::Metrics;
 use apply::Outgoing;
+use door::Lobby;
 use errand::Errand;
 use open::Open;
 use prepare::Asked;
@@ -61,6 +64,8 @@ pub struct Gateway {
     audit: Arc<Audit>,
     metrics: Arc<Metrics>,
     sealer: Arc<Sealer>,
+    /// What legacy sessions with modern backends are in the middle of.
+    lobby: Arc<Lobby>,
 }
 
 /// What is known of a request that was refused before it could become a [`Request`].
@@ -79,7 +84,14 @@ pub struct Head {
 
 impl Gateway {
     pub fn new(house: Arc<House>, audit: Arc<Audit>, metrics: Arc<Metrics>, sealer: Sealer) -> Gateway {
-        Gateway { house: ArcSwap::new(house), reloads: watch::Sender::new(0), audit, metrics, sealer: Arc::new(sealer) }
+        Gateway {
+            house: ArcSwap::new(house),
+            reloads: watch::Sender::new(0),
+            audit,
+            metrics,
+            sealer: Arc::new(sealer),
+            lobby: Arc::default(),
+        }
     }
 
     /// The configuration in force. A request takes it once, so it sees one configuration from end to end.
@@ -138,7 +150,11 @@ impl Gateway {
             principal,
             request: request.clone(),
         };
-        errand.straight(asked, open).await // authorize → acquire → obtain → call → apply
+        // authorize → acquire → obtain → call → apply
+        match asked.era() {
+            Era::Modern => errand.modern(asked, open).await,
+            Era::Legacy => door::enter(&errand, asked, &self.lobby, open).await,
+        }
     }
 
     /// An admission refusal: gets its reply and its record.

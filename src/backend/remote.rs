@@ -221,6 +221,18 @@ impl<U: Reach> Backend for Remote<U> {
         self.shelf.refresh(self.upstream.as_ref(), &credential, deadline).await
     }
 
+    fn era(&self) -> Option<mcp::Era> {
+        self.config.era.or_else(|| self.shelf.found())
+    }
+
+    async fn speaks(&self, credential: Credential, deadline: Instant) -> Result<mcp::Era, Error> {
+        if let Some(era) = self.era() {
+            return Ok(era);
+        }
+        self.refresh(credential, deadline).await?;
+        self.era().ok_or_else(|| Blame(self.config.name.clone()).unavailable("its era is not known"))
+    }
+
     fn learn(&self, tools: &[Entry]) {
         self.shelf.learn(tools);
     }

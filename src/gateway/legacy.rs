@@ -62,38 +62,52 @@ impl Sealer {
             return None;
         }
         let sealed = Sealed { u: session.upstream.as_str().into(), v: session.version.as_str().into(), t: epoch(now) };
-        let mut text = serde_json::to_vec(&sealed).ok()?;
+        self.lock(&associated("wardgate-session-1", owner, backend), serde_json::to_vec(&sealed).ok()?)
+    }
+
+    /// A text that only this process opens, and only for the same purpose and owner; see [`associated`].
+    pub(super) fn lock(&self, associated: &[u8], mut text: Vec<u8>) -> Option<String> {
         let mut nonce = [0u8; aead::NONCE_LEN];
         self.random.fill(&mut nonce).ok()?;
-        let associated = aead::Aad::from(associated(owner, backend));
+        let associated = aead::Aad::from(associated);
         self.key.seal_in_place_append_tag(aead::Nonce::assume_unique_for_key(nonce), associated, &mut text).ok()?;
         let mut whole = nonce.to_vec();
         whole.extend_from_slice(&text);
-        Some(URL_SAFE_NO_PAD.encode(whole))
+        Some(URL_SAFE_NO_PAD.encode(whole)).filter(|id| id.len() <= ID_BYTES_MAX)
     }
 
-    /// The session behind an id, if it is ours, this principal's, this backend's, and not too old.
-    pub fn unseal(&self, id: &str, owner: &Principal, backend: &str, now: SystemTime) -> Option<Session> {
+    /// The text behind [`Sealer::lock`].
+    pub(super) fn unlock(&self, associated: &[u8], id: &str) -> Option<Vec<u8>> {
         if id.len() > ID_BYTES_MAX {
             return None;
         }
         let mut whole = URL_SAFE_NO_PAD.decode(id).ok()?;
         let (nonce, text) = whole.split_at_mut_checked(aead::NONCE_LEN)?;
         let nonce = aead::Nonce::try_assume_unique_for_key(nonce).ok()?;
-        let text = self.key.open_in_place(nonce, aead::Aad::from(associated(owner, backend)), text).ok()?;
-        let sealed: Sealed<'_> = serde_json::from_slice(text).ok()?;
-        let age = epoch(now).checked_sub(sealed.t)?;
-        (age <= LIFETIME_MAX.as_secs())
-            .then(|| Session { upstream: sealed.u.into_owned(), version: sealed.v.into_owned() })
+        self.key.open_in_place(nonce, aead::Aad::from(associated), text).ok().map(|text| text.to_vec())
+    }
+
+    /// The session behind an id, if it is ours, this principal's, this backend's, and not too old.
+    pub fn unseal(&self, id: &str, owner: &Principal, backend: &str, now: SystemTime) -> Option<Session> {
+        let text = self.unlock(&associated("wardgate-session-1", owner, backend), id)?;
+        let sealed: Sealed<'_> = serde_json::from_slice(&text).ok()?;
+        alive(sealed.t, now).then(|| Session { upstream: sealed.u.into_owned(), version: sealed.v.into_owned() })
     }
 }
 
-fn epoch(at: SystemTime) -> u64 {
+/// Is a session of then still good?
+pub(super) fn alive(since: u64, now: SystemTime) -> bool {
+    epoch(now).checked_sub(since).is_some_and(|age| age <= LIFETIME_MAX.as_secs())
+}
+
+pub(super) fn epoch(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-fn associated(owner: &Principal, backend: &str) -> Vec<u8> {
-    let mut out = b"wardgate-session-1\0".to_vec();
+/// What a sealed text is bound to: what it is for, whose it is, and which backend (or backends) it belongs to.
+pub(super) fn associated(purpose: &str, owner: &Principal, backend: &str) -> Vec<u8> {
+    let mut out = purpose.as_bytes().to_vec();
+    out.push(0);
     out.extend_from_slice(&(owner.key().len() as u64).to_le_bytes());
     out.extend_from_slice(owner.key().as_bytes());
     out.extend_from_slice(backend.as_bytes());

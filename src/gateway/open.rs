@@ -81,6 +81,25 @@ impl Open {
         }
     }
 
+    /// One that stands for this request where something is done for it, and writes no record.
+    pub(super) fn shadow(&self) -> Open {
+        Open {
+            record: Record { backend: self.record.backend.clone(), ..Record::default() },
+            id: self.id.clone(),
+            era: self.era,
+            started: self.started,
+            audit: self.audit.clone(),
+            metrics: self.metrics.clone(),
+            closed: true,
+        }
+    }
+
+    /// Gives the record to somebody who may outlive this request; what stays writes none.
+    pub(super) fn lend(&mut self) -> Open {
+        let shadow = self.shadow();
+        std::mem::replace(self, shadow)
+    }
+
     fn of_peer(peer: &Peer) -> Record {
         Record {
             peer: peer.address.map(|address| address.to_string()),
@@ -135,6 +154,11 @@ impl Open {
         self.record.effect = Some(call.effect.as_str());
         self.record.mode = Some(mode.as_str());
         self.record.args_digest = call.arguments().map(|arguments| self.audit.digest_args(arguments));
+    }
+
+    /// What it is about, where that is more than the backend.
+    pub(super) fn target(&mut self, name: &str) {
+        self.record.target = Some(name.to_owned());
     }
 
     pub(super) fn allowed_by(&mut self, permit: &Permit) {

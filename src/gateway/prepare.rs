@@ -84,6 +84,37 @@ impl Asked {
         Ok(asked)
     }
 
+    /// A message of ours, in the modern way; no header of the client has to agree with it.
+    pub(super) fn modern(message: Message) -> Asked {
+        let version = mcp::MODERN_VERSIONS.first().map(|version| (*version).to_owned());
+        Asked { operation: Operation::Post(message), era: Era::Modern, sealed: None, version, mirrors: false }
+    }
+
+    pub(super) fn era(&self) -> Era {
+        self.era
+    }
+
+    /// `Mcp-Session-Id` as sent.
+    pub(super) fn sealed(&self) -> Option<&str> {
+        self.sealed.as_deref()
+    }
+
+    pub(super) fn into_operation(self) -> Operation {
+        self.operation
+    }
+
+    /// The same once more, if it is a message.
+    pub(super) fn again(&self) -> Option<Asked> {
+        let operation = Operation::Post(self.message()?.clone());
+        Some(Asked {
+            operation,
+            era: self.era,
+            sealed: self.sealed.clone(),
+            version: self.version.clone(),
+            mirrors: self.mirrors,
+        })
+    }
+
     pub(super) fn mirrors(&self) -> bool {
         self.mirrors
     }
@@ -95,7 +126,7 @@ impl Asked {
         }
     }
 
-    fn is_initialize(&self) -> bool {
+    pub(super) fn is_initialize(&self) -> bool {
         self.message().is_some_and(|message| message.method == Some(Method::Initialize))
     }
 
@@ -140,7 +171,8 @@ pub(super) async fn call(
     Ok(Call { action, effect: decl.effect, decl, operation: asked.operation, session, version })
 }
 
-fn connect(member: &Member) -> Arc<Decl> {
+/// The backend itself, for housekeeping with it.
+pub(super) fn connect(member: &Member) -> Arc<Decl> {
     let name = member.backend.name();
     Arc::new(Decl::plain(Kind::Backend, name.clone(), name, Effect::Read))
 }

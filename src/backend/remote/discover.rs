@@ -73,6 +73,8 @@ pub(super) struct Shelf {
 
 #[derive(Default)]
 struct Times {
+    /// The era of the last fetch.
+    found: Option<Era>,
     fetched: Option<Instant>,
     renewal: Option<Instant>,
 }
@@ -108,6 +110,11 @@ impl Shelf {
         self.catalog.load_full()
     }
 
+    /// The era that the upstream was found to speak.
+    pub(super) fn found(&self) -> Option<Era> {
+        self.times.lock().unwrap_or_else(PoisonError::into_inner).found
+    }
+
     /// Is the catalog older than its lifetime? Says yes to one caller per pause. A catalog that was never fetched is
     /// not renewed but fetched, by whoever needs it.
     pub(super) fn wants_renewal(&self) -> bool {
@@ -138,6 +145,7 @@ impl Shelf {
         let fetched = pingora::time::timeout(left(deadline), fetch.tools(self.era, flight.found)).await;
         let outcome = fetched.unwrap_or_else(|_| Err(self.blame.timeout())).map(|(era, tools)| {
             flight.found = Some(era);
+            self.times.lock().unwrap_or_else(PoisonError::into_inner).found = Some(era);
             tracing::debug!(backend = %self.blame.0, era = era.as_str(), tools = tools.len(), "tool catalog fetched");
             self.replace(&tools);
         });
