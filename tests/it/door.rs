@@ -557,3 +557,33 @@ async fn a_session_of_one_path_is_unknown_on_the_other() {
     assert_eq!(rig.legacy(&rig.viewer(), Some(&door), "ping", json!({})).await.status, 404);
     rig.app.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_waited_over_a_reload_is_not_made_again() {
+    let seen = Seen::default();
+    let noted = seen.clone();
+    let upstream = modern(move |_, message| {
+        noted.note(message);
+        scripted::result(
+            message,
+            json!({ "resultType": "input_required", "inputRequests": { "user": { "method": "elicitation/create", "params": { "message": "Name?" } } } }),
+        )
+    })
+    .await;
+    let rig = before(&upstream, Some("modern")).await;
+    let (_, session) = session(&rig, "2025-11-25", all()).await;
+    let mut stream = Reading::open(call(&rig, &session, json!(1))).await;
+    let question = stream.message().await;
+    let mut file = crate::harness::configuration(&rig.issuer, &upstream.url, &rig.audit);
+    file["backends"] =
+        json!({ "odd": { "http": { "url": upstream.url }, "trust_annotations": true, "era": "modern" } });
+    file["routes"][0]["backends"] = json!(["odd"]);
+    file["mode"] = json!("read-only");
+    rig.app.take(load(&file).unwrap()).await.unwrap();
+    let answer = json!({ "jsonrpc": "2.0", "id": question["id"], "result": { "action": "decline" } }).to_string();
+    assert_eq!(rig.post(&rig.viewer(), Some(&session), &answer).await.status, 202);
+    let last = stream.message().await;
+    assert_eq!((&last["id"], &last["error"]["data"]["reason"]), (&json!(1), &json!("backend_unavailable")), "{last}");
+    assert_eq!(seen.all().len(), 1, "what was allowed before is not taken for allowed now");
+    rig.app.shutdown().await;
+}
