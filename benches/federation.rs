@@ -42,6 +42,7 @@ use wardgate::identity;
 use wardgate::identity::Identity;
 use wardgate::limits;
 use wardgate::limits::Limits;
+use wardgate::mcp::Era;
 use wardgate::mcp::list::Entry;
 use wardgate::policy;
 use wardgate::policy::Permit;
@@ -98,6 +99,14 @@ impl Backend for Later {
         Ok(self.catalog.clone())
     }
 
+    fn era(&self) -> Option<Era> {
+        None
+    }
+
+    async fn speaks(&self, _: Credential, _: Instant) -> Result<Era, Error> {
+        Ok(Era::Modern)
+    }
+
     fn learn(&self, _tools: &[Entry]) {}
 
     async fn call(&self, _permit: Permit, _credential: Credential, _deadline: Instant) -> Result<Answer, Error> {
@@ -139,7 +148,7 @@ fn gateway(issuer: &Issuer, folder: &Path, scope: &str, after: Duration) -> Gate
     let reached = backends.iter().map(|backend| backend.name.clone()).collect();
     let member = |backend: Arc<Later>| {
         let name = backend.name.clone();
-        (name, Member { backend, credential: credentials::Config::None, mode: None, fingerprint: [0; 32] })
+        (name, Member { backend, credential: credentials::Config::None, mode: None, era: None, fingerprint: [0; 32] })
     };
     let route =
         Route { path: "/mcp".to_owned(), host: None, backends: reached, names: Some(Arc::new(names)), mode: None };

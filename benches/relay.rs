@@ -41,6 +41,7 @@ use wardgate::identity;
 use wardgate::identity::Identity;
 use wardgate::limits;
 use wardgate::limits::Limits;
+use wardgate::mcp::Era;
 use wardgate::mcp::Method;
 use wardgate::mcp::list::Entry;
 use wardgate::mcp::sse::Event;
@@ -105,6 +106,14 @@ impl Backend for Instantly {
         Ok(self.catalog.clone())
     }
 
+    fn era(&self) -> Option<Era> {
+        None
+    }
+
+    async fn speaks(&self, _: Credential, _: Instant) -> Result<Era, Error> {
+        Ok(Era::Modern)
+    }
+
     fn learn(&self, _tools: &[Entry]) {}
 
     async fn call(&self, permit: Permit, _credential: Credential, _deadline: Instant) -> Result<Answer, Error> {
@@ -138,7 +147,7 @@ fn gateway(issuer: &Issuer, folder: &std::path::Path) -> Gateway {
         policy::Grant { scope: Some("mcp.read".to_owned()), allow: vec![Effect::Read], ..policy::Grant::default() };
     let backend = Arc::new(Instantly::new());
     let name = backend.name.clone();
-    let member = Member { backend, credential: credentials::Config::None, mode: None, fingerprint: [0; 32] };
+    let member = Member { backend, credential: credentials::Config::None, mode: None, era: None, fingerprint: [0; 32] };
     let rate = Some(limits::Rate { calls: 1_000_000_000.try_into().unwrap(), period: Duration::from_secs(1) });
     let house = House {
         identity: Identity::new(identity::Config { issuers: vec![trusted], ..identity::Config::default() }).unwrap(),

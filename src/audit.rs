@@ -112,7 +112,7 @@ pub struct Record {
     pub policies: Vec<String>,
     /// Entries of a list that the caller was not shown.
     pub hidden: u64,
-    /// How it ended: `answered`, `streamed`, `refused`, `failed`, `client_gone`.
+    /// How it ended: `answered`, `streamed`, `refused`, `failed`, `client_gone`, `cancelled`, …
     pub outcome: Option<&'static str>,
     pub status: Option<u16>,
     pub error_code: Option<i64>,

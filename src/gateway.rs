@@ -8,6 +8,7 @@
 //! INVARIANT: one request, one reply, one audit record, also when a step fails, panics or the client leaves.
 
 mod apply;
+mod door;
 mod errand;
 mod federation;
 mod flow;
@@ -52,11 +53,11 @@ use crate::exchange::Reply;
 use crate::exchange::Request;
 use crate::exchange::RequestId;
 use crate::identity::challenge;
-use crate::mcp;
 use crate::mcp::Era;
 use crate::mcp::Id;
 use crate::telemetry::metrics::Metrics;
 use apply::Outgoing;
+use door::Lobby;
 use errand::Errand;
 use open::Open;
 use prepare::Asked;
@@ -68,6 +69,8 @@ pub struct Gateway {
     reloads: watch::Sender<u64>,
     audit: Arc<Audit>,
     metrics: Arc<Metrics>,
+    /// What legacy sessions with modern backends are in the middle of.
+    lobby: Arc<Lobby>,
 }
 
 /// What is known of a request that was refused before it could become a [`Request`].
@@ -86,7 +89,7 @@ pub struct Head {
 
 impl Gateway {
     pub fn new(house: Arc<House>, audit: Arc<Audit>, metrics: Arc<Metrics>) -> Gateway {
-        Gateway { house: ArcSwap::new(house), reloads: watch::Sender::new(0), audit, metrics }
+        Gateway { house: ArcSwap::new(house), reloads: watch::Sender::new(0), audit, metrics, lobby: Arc::default() }
     }
 
     /// The configuration in force. A request takes it once, so it sees one configuration from end to end.
@@ -139,14 +142,11 @@ impl Gateway {
         open.who(&principal);
         let asked = Asked::read(request, open)?; // the message; headers agree with body
         let errand = Errand { house: house.clone(), route, reloads, principal, request: request.clone() };
-        if asked.era() == Era::Modern {
-            return errand.modern(asked, open).await; // authorize → acquire → obtain → call → apply
+        // authorize → acquire → obtain → call → apply
+        match asked.era() {
+            Era::Modern => errand.modern(asked, open).await,
+            Era::Legacy => door::enter(&errand, asked, &self.lobby, open).await,
         }
-        if errand.route.names.is_some() {
-            let requested = asked.version().unwrap_or_default().chars().take(64).collect();
-            return Err(Rejection::Message { kind: mcp::FaultKind::UnsupportedVersion { requested } });
-        }
-        errand.straight(asked, open).await
     }
 
     /// An admission refusal: gets its reply and its record.

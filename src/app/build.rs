@@ -84,7 +84,13 @@ fn member(config: &remote::Config, old: Option<&House>) -> Result<Member, String
         Some(member) => member.backend.clone(),
         None => remote::new(config.clone()).map_err(|error| error.to_string())?,
     };
-    Ok(Member { backend, credential: config.credential.clone(), mode: config.mode, fingerprint: print })
+    Ok(Member {
+        backend,
+        credential: config.credential.clone(),
+        mode: config.mode,
+        era: config.era,
+        fingerprint: print,
+    })
 }
 
 /// Equal fingerprints mean the same backend, its files and secrets included.

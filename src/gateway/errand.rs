@@ -1,7 +1,11 @@
 //! `Errand`: who asks, where, and under which configuration; and the way of one message to one backend.
 
 use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+use std::time::SystemTime;
 
+use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::House;
@@ -14,6 +18,9 @@ use super::apply::Outgoing;
 use super::federation::Federation;
 use super::prepare;
 use super::prepare::Asked;
+use crate::catalog::Action;
+use crate::catalog::Call;
+use crate::catalog::Operation;
 use crate::catalog::Session;
 use crate::credentials;
 use crate::exchange::Request;
@@ -60,6 +67,57 @@ impl Errand {
         }
         let member = self.only_member(open)?;
         self.run(member, asked, None, open).await
+    }
+
+    /// May the caller talk to any of the route's backends? Counted like a message to one of them.
+    pub(super) fn connects(&self, open: &mut Open) -> Result<Slot, Rejection> {
+        let mut scopes: Vec<String> = Vec::new();
+        for name in &self.route.backends {
+            let member = self.member(name, open)?;
+            let decl = prepare::connect(member);
+            let (action, operation) = (Action::Connect, Operation::Stream { last_event_id: None });
+            let call = Call { action, effect: decl.effect, decl, operation, session: None, version: None };
+            let mode = self.house.ceiling(&self.route, member);
+            open.what(&call, mode);
+            let judged = prepare::Judged::of(&call, mode, &self.request, false);
+            match self.house.policy.authorize(&self.principal, call, &judged.context) {
+                Ok(permit) => {
+                    open.allowed_by(&permit);
+                    return Ok(self.house.limits.acquire_for(&self.principal, &permit)?);
+                }
+                Err(denial) => open.denied_by(&denial),
+            }
+            for scope in self.house.scopes_of(name) {
+                if !scopes.contains(&scope) {
+                    scopes.push(scope);
+                }
+            }
+        }
+        Err(Rejection::InsufficientScope { scopes })
+    }
+
+    /// The same errand begun now: for what goes on after its request has been answered in part.
+    pub(super) fn anew(&self) -> Errand {
+        let old = &*self.request;
+        let started = Instant::now();
+        let request = Request {
+            id: old.id,
+            verb: old.verb,
+            host: old.host.clone(),
+            path: old.path.clone(),
+            headers: old.headers.clone(),
+            body: Bytes::new(),
+            peer: old.peer.clone(),
+            at: SystemTime::now(),
+            started,
+            deadline: started + self.span(),
+        };
+        Errand { request: Arc::new(request), ..self.clone() }
+    }
+
+    /// How long a request may take.
+    pub(super) fn span(&self) -> Duration {
+        self.request.deadline.saturating_duration_since(self.request.started)
     }
 
     /// One message to one backend: the judgement, and what comes after a yes.

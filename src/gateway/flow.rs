@@ -41,6 +41,7 @@ pub(super) struct Flow {
 }
 
 /// What comes out of a flow.
+#[derive(Clone)]
 pub(super) enum Passing {
     /// A message on its way; more may come.
     Message(Event),

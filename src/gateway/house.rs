@@ -13,6 +13,7 @@ use crate::credentials;
 use crate::identity::Identity;
 use crate::identity::challenge;
 use crate::limits::Limits;
+use crate::mcp::Era;
 use crate::policy::Policy;
 use crate::route;
 use crate::route::Route;
@@ -41,6 +42,8 @@ pub struct Member {
     pub backend: Arc<dyn Backend>,
     pub credential: credentials::Config,
     pub mode: Option<Mode>,
+    /// The era it is to be spoken to in, where that is configured.
+    pub era: Option<Era>,
     /// Equal fingerprints mean the same backend, its files and secrets included.
     pub fingerprint: [u8; 32],
 }

@@ -16,7 +16,7 @@ use crate::catalog::Session;
 use crate::principal::Principal;
 
 /// Longer ids are not ours.
-const ID_BYTES_MAX: usize = 4096;
+pub(super) const ID_BYTES_MAX: usize = 4096;
 
 /// The upstream's ids are visible ASCII; a longer one is not a session id but a payload.
 const UPSTREAM_ID_BYTES_MAX: usize = 1024;
@@ -52,18 +52,23 @@ impl Sealer {
         }
         let plain = self.open_bytes(Purpose::Session, id, &associated(owner, backend))?;
         let sealed: Sealed<'_> = serde_json::from_slice(&plain).ok()?;
+        self.alive(sealed.t, now).then(|| Session { upstream: sealed.u.into_owned(), version: sealed.v.into_owned() })
+    }
+
+    /// Is a session of then still good?
+    pub(super) fn alive(&self, since: u64, now: SystemTime) -> bool {
         // A replica whose clock is a little behind is not a forger.
-        let age = (epoch(now) + CLOCK_SKEW_SECONDS).checked_sub(sealed.t)?.saturating_sub(CLOCK_SKEW_SECONDS);
-        (age <= self.lifetime().as_secs())
-            .then(|| Session { upstream: sealed.u.into_owned(), version: sealed.v.into_owned() })
+        let age = (epoch(now) + CLOCK_SKEW_SECONDS).checked_sub(since);
+        age.is_some_and(|age| age.saturating_sub(CLOCK_SKEW_SECONDS) <= self.lifetime().as_secs())
     }
 }
 
-fn epoch(at: SystemTime) -> u64 {
+pub(super) fn epoch(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-fn associated(owner: &Principal, backend: &str) -> Vec<u8> {
+/// What a session id is bound to: whose it is, and which backend (or backends) it belongs to.
+pub(super) fn associated(owner: &Principal, backend: &str) -> Vec<u8> {
     let mut out = (owner.key().len() as u64).to_le_bytes().to_vec();
     out.extend_from_slice(owner.key().as_bytes());
     out.extend_from_slice(backend.as_bytes());

@@ -81,6 +81,25 @@ impl Open {
         }
     }
 
+    /// One that stands for this request where something is done for it, and writes no record.
+    pub(super) fn shadow(&self) -> Open {
+        Open {
+            record: Record { backend: self.record.backend.clone(), ..Record::default() },
+            id: self.id.clone(),
+            era: self.era,
+            started: self.started,
+            audit: self.audit.clone(),
+            metrics: self.metrics.clone(),
+            closed: true,
+        }
+    }
+
+    /// Gives the record to somebody who may outlive this request; what stays writes none.
+    pub(super) fn lend(&mut self) -> Open {
+        let shadow = self.shadow();
+        std::mem::replace(self, shadow)
+    }
+
     fn of_peer(peer: &Peer) -> Record {
         Record {
             peer: peer.address.map(|address| address.to_string()),

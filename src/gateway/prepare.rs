@@ -86,7 +86,8 @@ impl Asked {
 
     /// A modern message that is sent for the client: its own (`mirrors`), changed for a backend, or one of ours.
     pub(super) fn modern(message: Message, mirrors: bool) -> Asked {
-        let version = message.params.version.clone();
+        let newest = || mcp::MODERN_VERSIONS.first().map(|version| (*version).to_owned());
+        let version = message.params.version.clone().or_else(newest);
         Asked { operation: Operation::Post(message), era: Era::Modern, sealed: None, version, mirrors }
     }
 
@@ -102,10 +103,25 @@ impl Asked {
         self.era
     }
 
-    /// The version that was asked for, as far as one was.
-    pub(super) fn version(&self) -> Option<&str> {
-        let asked = self.message().and_then(|message| message.params.asked_version.as_deref());
-        asked.or(self.version.as_deref())
+    /// `Mcp-Session-Id` as sent.
+    pub(super) fn sealed(&self) -> Option<&str> {
+        self.sealed.as_deref()
+    }
+
+    pub(super) fn into_operation(self) -> Operation {
+        self.operation
+    }
+
+    /// The same once more, if it is a message.
+    pub(super) fn again(&self) -> Option<Asked> {
+        let operation = Operation::Post(self.message()?.clone());
+        Some(Asked {
+            operation,
+            era: self.era,
+            sealed: self.sealed.clone(),
+            version: self.version.clone(),
+            mirrors: self.mirrors,
+        })
     }
 
     pub(super) fn mirrors(&self) -> bool {
@@ -119,7 +135,7 @@ impl Asked {
         }
     }
 
-    fn is_initialize(&self) -> bool {
+    pub(super) fn is_initialize(&self) -> bool {
         self.message().is_some_and(|message| message.method == Some(Method::Initialize))
     }
 
@@ -164,7 +180,8 @@ pub(super) async fn call(
     Ok(Call { action, effect: decl.effect, decl, operation: asked.operation, session, version })
 }
 
-fn connect(member: &Member) -> Arc<Decl> {
+/// The backend itself, for housekeeping with it.
+pub(super) fn connect(member: &Member) -> Arc<Decl> {
     let name = member.backend.name();
     Arc::new(Decl::plain(Kind::Backend, name.clone(), name, Effect::Read))
 }

@@ -50,8 +50,10 @@ impl Default for Sessions {
 /// What a sealed text is for. Each purpose has keys of its own.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Purpose {
-    /// A legacy session id.
+    /// A legacy session id that carries an upstream's.
     Session,
+    /// A legacy session id of ours, with modern backends behind it.
+    Door,
     /// A page of a list.
     Cursor,
     /// State that a client carries between two requests (`requestState`).
@@ -63,6 +65,7 @@ impl Purpose {
     fn label(self) -> &'static [u8] {
         match self {
             Purpose::Session => b"wardgate session",
+            Purpose::Door => b"wardgate door",
             Purpose::Cursor => b"wardgate cursor",
             Purpose::State => b"wardgate request-state",
         }

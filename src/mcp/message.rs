@@ -514,6 +514,20 @@ impl Params {
 }
 
 impl Message {
+    /// A modern request of ours; `params` is a whole JSON object with its `_meta`.
+    ///
+    /// # Errors
+    /// When `params` lacks or misuses a member that the method needs.
+    pub fn modern(id: Id, method: Method, params: Bytes) -> Result<Message, FaultKind> {
+        let raw: &RawValue = serde_json::from_slice(&params)
+            .map_err(|_| FaultKind::InvalidParams { what: "params must be an object".into() })?;
+        let read = Params::read(Some(raw), Spelling::Plain, &params)?;
+        let kind = Kind::Request { id };
+        let message = Message { kind, method: Some(method), era: Era::Modern, params: read, outcome: None };
+        message.check_params()?;
+        Ok(message)
+    }
+
     pub fn id(&self) -> Option<&Id> {
         match &self.kind {
             Kind::Request { id } | Kind::Response { id } => Some(id),

@@ -189,6 +189,65 @@ async fn an_official_client_that_only_speaks_stdio_uses_the_gateway_in_both_eras
     rig.app.shutdown().await;
 }
 
+/// To be spoken to in the modern way only, as if it knew no other.
+fn forced(file: &mut Value) {
+    file["backends"]["fixture"]["era"] = json!("modern");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn official_legacy_clients_pass_the_door_to_a_modern_server() {
+    let fixture = Fixture::start(&["--page-size", "9"]);
+    let rig = before(&fixture, forced).await;
+    let (url, token) = (rig.url(), rig.viewer());
+    let mut actions = CALLS.to_vec();
+    actions.push("{}");
+    let mut cancelled = 0;
+    let seen = python(&url, &token, "legacy", &actions).await;
+    judge(&rig, "python", &seen).await;
+    cancelled = arrived(&seen[4], cancelled, &rig, "python").await;
+    for version in ["v1", "v2-legacy"] {
+        let seen = typescript(&url, &token, version, &actions).await;
+        judge(&rig, &format!("typescript {version}"), &seen).await;
+        cancelled = arrived(&seen[4], cancelled, &rig, version).await;
+    }
+    rig.app.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_modern_server_asks_reaches_a_legacy_client_and_its_answers_come_back() {
+    let fixture = Fixture::start(&[]);
+    let rig = before(&fixture, forced).await;
+    let call = |name: &'static str| ["--call", name, "{}"];
+    let mut actions = vec!["--answer", "--no-list"];
+    for name in
+        ["elicitation", "sampling", "list_roots", "request_state", "multiple_inputs", "multi_round", "capabilities"]
+    {
+        let whole: &'static str = format!("test_input_required_result_{name}").leak();
+        actions.extend(call(whole));
+    }
+    actions.extend(["--prompt", "test_input_required_result_prompt", "{}"]);
+    let seen = python(&rig.url(), &rig.viewer(), "legacy", &actions).await;
+    let texts: Vec<_> =
+        seen[1..8].iter().map(|line| line["text"].as_str().unwrap_or_else(|| panic!("{line}"))).collect();
+    assert_eq!(
+        texts,
+        [
+            "Hello, Alice!",
+            "Paris",
+            "roots: file:///test-root",
+            "state-ok: confirmed",
+            "Alice: Paris; 1 roots",
+            "Alice likes Alice",
+            "answered: client_roots, greeting, user_name"
+        ]
+    );
+    assert_eq!(seen[8]["messages"], json!(["Use this context: Alice"]), "{}", seen[8]);
+    let bare = ["--no-list", "--call", "test_input_required_result_capabilities", "{}"];
+    let seen = python(&rig.url(), &rig.viewer(), "legacy", &bare).await;
+    assert_eq!(seen[1]["text"], "the client declared nothing that could be asked");
+    rig.app.shutdown().await;
+}
+
 /// The upstream's count of cancelled calls went up; asks again until it has noticed.
 async fn arrived(line: &Value, before: i64, rig: &Rig, who: &str) -> i64 {
     let count = |text: &str| text.trim().parse::<i64>().ok();
@@ -259,7 +318,8 @@ async fn the_python_client_uses_two_servers_as_one() {
 async fn progress_resources_and_prompts_pass_for_the_python_client() {
     let fixture = Fixture::start(&[]);
     let rig = before(&fixture, |_| {}).await;
-    for mode in ["legacy", "2026-07-28"] {
+    let door = before(&fixture, forced).await;
+    for (rig, mode) in [(&rig, "legacy"), (&rig, "2026-07-28"), (&door, "legacy")] {
         let actions = [
             "--read",
             "test://static-text",
@@ -288,6 +348,7 @@ async fn progress_resources_and_prompts_pass_for_the_python_client() {
         );
         assert!(seen[5]["progress"].as_array().is_some_and(|steps| steps.len() >= 3), "{mode}: {}", seen[5]);
     }
+    door.app.shutdown().await;
     rig.app.shutdown().await;
 }
 
@@ -414,8 +475,18 @@ async fn mirrored_argument_headers_are_checked_and_rebuilt() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_official_conformance_suite_passes_through_the_gateway_in_both_eras() {
+    conform(|_| {}).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_official_conformance_suite_passes_through_the_door() {
+    conform(forced).await;
+}
+
+/// Runs both sets of the suite; all that is required must pass.
+async fn conform(adjust: fn(&mut Value)) {
     let fixture = Fixture::start(&[]);
-    let rig = before(&fixture, |_| {}).await;
+    let rig = before(&fixture, adjust).await;
     let mut command = tokio::process::Command::new("bash");
     command.arg(real("conformance.sh")).args([&rig.url(), &rig.admin_token()]);
     let output = command.output().await.expect("bash runs");

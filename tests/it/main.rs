@@ -1,6 +1,9 @@
 //! The one integration binary: a real gateway on real sockets, with real upstreams, clients and referees.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "test code")]
 
+/// Legacy clients in front of modern upstreams.
+mod door;
+
 /// Routes with several backends.
 mod federation;
 
