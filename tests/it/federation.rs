@@ -384,13 +384,26 @@ async fn a_merged_list_counts_as_one_call() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_legacy_client_is_told_which_version_such_a_route_speaks() {
+async fn a_legacy_client_uses_several_backends_as_one_server() {
     let (rig, _second) = pair(|_| {}).await;
     let params =
-        json!({ "protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": { "name": "it", "version": "1" } });
-    let answer = rig.legacy(&rig.viewer(), None, "initialize", params).await;
-    assert_eq!((answer.status, answer.code()), (400, Some(-32022)), "{}", answer.text);
-    assert_eq!(answer.body["error"]["data"]["supported"], json!(["2026-07-28"]));
+        json!({ "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": { "name": "it", "version": "1" } });
+    let hello = rig.legacy(&rig.viewer(), None, "initialize", params).await;
+    assert_eq!(hello.body["result"]["protocolVersion"], "2025-06-18", "{}", hello.text);
+    assert!(hello.body["result"]["instructions"].as_str().unwrap().contains("zwei_"), "{}", hello.text);
+    let session = rig.session(&rig.viewer()).await;
+    let list = rig.legacy(&rig.viewer(), session.as_deref(), "tools/list", json!({})).await;
+    let modern = rig.modern(&rig.viewer(), "tools/list", json!({})).await;
+    assert_eq!(list.tools(), modern.tools());
+    assert!(list.tools().iter().any(|tool| tool.starts_with("zwei_")), "{}", list.text);
+    let call = |name: &str| json!({ "name": name, "arguments": {} });
+    let seen = rig.legacy(&rig.viewer(), session.as_deref(), "tools/call", call("zwei_all")).await;
+    assert_eq!((seen.status, seen.code()), (200, None), "{}", seen.text);
+    let hidden = rig.legacy(&rig.viewer(), session.as_deref(), "tools/call", call("zwei_delete_note")).await;
+    let missing = rig.legacy(&rig.viewer(), session.as_deref(), "tools/call", call("zwei_delete_nope")).await;
+    assert_eq!(hidden.text, missing.text.replace("delete_nope", "delete_note"));
+    let record = rig.record(|record| record["target"] == "list_notes").await;
+    assert_eq!((&record["era"], &record["backend"]), (&json!("legacy"), &json!("two")), "{record}");
     rig.app.shutdown().await;
 }
 

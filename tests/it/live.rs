@@ -38,13 +38,13 @@ pub fn tool(name: &str) -> &'static str {
 }
 
 /// The fixture server of the official Python SDK; ended when dropped.
-struct Fixture {
+pub struct Fixture {
     child: Child,
-    url: String,
+    pub url: String,
 }
 
 impl Fixture {
-    fn start(arguments: &[&str]) -> Fixture {
+    pub fn start(arguments: &[&str]) -> Fixture {
         Fixture::of("fixture.py", &[&["--port", "0"], arguments].concat())
     }
 
@@ -487,15 +487,93 @@ async fn the_official_conformance_suite_passes_through_the_door() {
 async fn conform(adjust: fn(&mut Value)) {
     let fixture = Fixture::start(&[]);
     let rig = before(&fixture, adjust).await;
-    let mut command = tokio::process::Command::new("bash");
-    command.arg(real("conformance.sh")).args([&rig.url(), &rig.admin_token()]);
-    let output = command.output().await.expect("bash runs");
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    let (passed, text) = conformance(&rig, &[]).await;
+    assert!(passed, "{text}");
     for required in ["30 passed, 0 failed", "37 passed, 0 failed"] {
         assert!(text.contains(required), "{text}");
     }
     rig.app.shutdown().await;
+}
+
+/// A suite that must pass, or, while `pending` says what it waits for, must not: the reason goes when it passes.
+#[track_caller]
+fn settle(pending: Option<&str>, passed: bool, text: &str) {
+    match pending {
+        None => assert!(passed, "{text}"),
+        Some(why) => {
+            println!("pending ({why}):\n{text}");
+            assert!(!passed, "it passes: it need not wait for {why} any more\n{text}");
+        }
+    }
+}
+
+/// Runs the conformance suite with these options; gives whether every scenario came out as foreseen, and what was said.
+async fn conformance(rig: &Rig, options: &[&str]) -> (bool, String) {
+    let mut command = tokio::process::Command::new("bash");
+    command.arg(real("conformance.sh")).args(options).args([&rig.url(), &rig.admin_token()]);
+    let output = command.output().await.expect("bash runs");
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+}
+
+fn expected(file: &str) -> String {
+    real("expected").join(file).to_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_official_conformance_suite_passes_across_eras() {
+    for (era, set, file, pending) in [
+        ("legacy", "2026-07-28", "legacy-upstream.txt", Some("the translation of eras")),
+        ("modern", "2025-11-25", "modern-upstream.txt", Some("the translation of eras")),
+    ] {
+        let fixture = Fixture::start(&["--era", era]);
+        let rig = before(&fixture, |file| file["backends"]["fixture"]["era"] = json!(era)).await;
+        let (passed, text) = conformance(&rig, &["--set", set, "--expected", &expected(file)]).await;
+        settle(pending, passed, &text);
+        rig.app.shutdown().await;
+    }
+}
+
+/// The fixture's tools are called `test_x`: the route renames them to `x` and prefixes `test` and `_`. Its prompts, which
+/// no route renames, are bare already, and resources are mapped where the suite leaves off (see `addbearer.mjs`).
+#[tokio::test(flavor = "multi_thread")]
+async fn the_official_conformance_suite_passes_through_a_federated_route() {
+    const PENDING: Option<&str> = Some("federation");
+    let fixture = Fixture::start(&["--bare-prompts"]);
+    let direct = python(&fixture.url, "-", "2026-07-28", &[]).await;
+    let renamed = names(&direct[0]).into_iter().filter_map(|name| Some((name, name.strip_prefix("test_")?)));
+    let rename: serde_json::Map<_, _> = renamed.map(|(name, bare)| (name.to_owned(), json!(bare))).collect();
+    let configure = |file: &mut Value| {
+        file["backends"]["fixture"] = json!({ "http": { "url": fixture.url }, "trust_annotations": true });
+        file["routes"][0]["backends"] =
+            json!([{ "backend": "fixture", "prefix": "test", "rename": rename }, "workbench"]);
+    };
+    let mut refused = None;
+    let rig = Rig::with(|file| {
+        let mut wanted = file.clone();
+        configure(&mut wanted);
+        refused = crate::harness::load(&wanted).err().map(|errors| errors.to_string());
+        if refused.is_none() {
+            *file = wanted;
+        }
+    })
+    .await;
+    let (passed, text) = match refused {
+        Some(refused) => (false, refused),
+        None => conformance(&rig, &["--expected", &expected("federated.txt"), "--scheme", "wardgate+test"]).await,
+    };
+    settle(PENDING, passed, &text);
+    rig.app.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_conformance_suite_finds_the_gateway_a_good_client() {
+    let mut command = tokio::process::Command::new("bash");
+    command.arg(real("client_scenarios.sh")).arg(env!("CARGO_BIN_EXE_wardgate"));
+    let output = command.output().await.expect("bash runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("client scenarios: 11 passed"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

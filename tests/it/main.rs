@@ -12,6 +12,8 @@ mod harness;
 
 /// Real MCP servers, official SDK clients, the official conformance suite.
 mod live;
+/// Every client with every server on both kinds of route.
+mod matrix;
 /// What the program does for a person: `demo --tour`, `check`, `front`, `audit verify`, signals and reload.
 mod program;
 /// An upstream that lies, for what real ones cannot be made to show.

@@ -1,9 +1,10 @@
 # A real MCP server for the tests, on the official Python SDK: both protocol eras on one endpoint, every tool,
 # resource and prompt the conformance suite calls, and extra tools (notes, slow work, paging) for gateway tests.
-"""usage: fixture.py [--port N] [--page-size N] [--many N]
+"""usage: fixture.py [--port N] [--page-size N] [--many N] [--bare-prompts] [--era legacy|modern]
 
 Binds 127.0.0.1 and prints `LISTENING http://127.0.0.1:PORT/mcp` when it accepts requests; port 0 is any free port.
-`--page-size` splits tools/list into pages, `--many` adds that many small read-only tools.
+`--page-size` splits tools/list into pages, `--many` adds that many small read-only tools, `--bare-prompts` takes the
+`test_` away from the names of prompts (a route that prefixes names gives it back), `--era` refuses requests of the other era as servers do that do not know it.
 """
 
 import argparse
@@ -147,6 +148,30 @@ async def ask(ctx, params, key, request, kind):
     )
 
 
+KINDS = {t.ElicitRequest: t.ElicitResult, t.CreateMessageRequest: t.CreateMessageResult,
+         t.ListRootsRequest: t.ListRootsResult}
+ROUNDS_MAX = 5
+
+
+async def rounds(ctx, params, run):
+    """The result of `run(params)`. What it asks the client for are rounds of their own in the modern era; a legacy client
+    is asked by requests of the server, one after the other, until there is a result."""
+    for _ in range(ROUNDS_MAX):
+        try:
+            result = run(params)
+            result = await result if hasattr(result, "__await__") else result
+        except NeedInput as need:
+            result = need.result
+        if modern(ctx) or not isinstance(result, t.InputRequiredResult):
+            return result
+        answers = {}
+        for key, request in (result.input_requests or {}).items():
+            metadata = ServerMessageMetadata(related_request_id=ctx.request_id)
+            answers[key] = await ctx.session.send_request(request, KINDS[type(request)], metadata=metadata)
+        params = params.model_copy(update={"input_responses": answers, "request_state": result.request_state})
+    raise MCPError(t.INVALID_PARAMS, "Too many rounds")
+
+
 async def log(ctx, message):
     await ctx.session.send_log_message("info", message, related_request_id=ctx.request_id)
 
@@ -178,7 +203,7 @@ class Fixture:
     def __init__(self, many=0):
         self.bus = InMemorySubscriptionBus()
         self.notes = {"hello": "world"}
-        self.cancelled = 0
+        self.cancelled = []
         self.subscribers = {}
         self.toggled = False
         self.tools = {}
@@ -206,10 +231,11 @@ class Fixture:
         except jsonschema.ValidationError as error:
             return failed(f"Invalid arguments: {error.message}")
         try:
-            result = handler(ctx, params, arguments)
-            return await result if hasattr(result, "__await__") else result
-        except NeedInput as need:
-            return need.result if modern(ctx) else failed("This tool needs protocol version 2026-07-28")
+            return await rounds(ctx, params, lambda params: handler(ctx, params, arguments))
+        except MCPError as error:
+            if modern(ctx):
+                raise
+            return failed(f"The client did not answer: {error}")
 
     def _tools(self):
         add = self.add
@@ -222,12 +248,13 @@ class Fixture:
         add(
             "slow_count",
             "Counts to `steps` within `seconds`, reports progress, notices when it is cancelled.",
-            obj(seconds={"type": "number", "minimum": 0}, steps={"type": "integer", "minimum": 1}),
+            obj(seconds={"type": "number", "minimum": 0}, steps={"type": "integer", "minimum": 1}, label=STR),
             READ,
             self.slow_count,
         )
-        add("cancelled_count", "How many calls of slow_count were cancelled.", EMPTY, READ,
-            lambda ctx, p, a: text(self.cancelled))
+        add("cancelled_count", "How many calls of slow_count were cancelled, of all or of those with this label.",
+            obj(label=STR), READ,
+            lambda ctx, p, a: text(len([x for x in self.cancelled if "label" not in a or x == a["label"]])))
         add("unhinted", "A tool without any annotations.", EMPTY, None, lambda ctx, p, a: text("unhinted ran"))
         add("request_headers", "The HTTP headers this request arrived with, as JSON.", EMPTY, READ,
             lambda ctx, p, a: text(json.dumps(dict(ctx.request.headers) if ctx.request is not None else {})))
@@ -312,7 +339,7 @@ class Fixture:
                 await anyio.sleep(seconds / steps)
                 await ctx.session.report_progress(step, steps, f"step {step} of {steps}")
         except anyio.get_cancelled_exc_class():
-            self.cancelled += 1
+            self.cancelled.append(a.get("label"))
             raise
         return text(f"counted to {steps}")
 
@@ -566,7 +593,7 @@ class BothErasServer(Server):
         return super().create_initialization_options(options, *args, **kwargs)
 
 
-def build(page_size=0, many=0, only=None):
+def build(page_size=0, many=0, only=None, bare_prompts=False):
     """The server. `only` restricts it to these tools and leaves out resources and prompts."""
     fixture = Fixture(many)
     if only is not None:
@@ -619,13 +646,14 @@ def build(page_size=0, many=0, only=None):
             return t.EmptyResult()
 
         async def list_prompts(ctx, params):
-            return t.ListPromptsResult(prompts=prompts())
+            if not bare_prompts:
+                return t.ListPromptsResult(prompts=prompts())
+            bare = [prompt.model_copy(update={"name": prompt.name.removeprefix("test_")}) for prompt in prompts()]
+            return t.ListPromptsResult(prompts=bare)
 
         async def prompt(ctx, params):
-            result = get_prompt(params)
-            if isinstance(result, t.InputRequiredResult) and not modern(ctx):
-                raise MCPError(t.INVALID_PARAMS, "This prompt needs protocol version 2026-07-28")
-            return result
+            name = params.name if not bare_prompts else f"test_{params.name}"
+            return await rounds(ctx, params.model_copy(update={"name": name}), get_prompt)
 
         async def complete(ctx, params):
             words = [w for w in ("paris", "park", "party", "testing") if w.startswith(params.argument.value)]
@@ -647,14 +675,46 @@ def build(page_size=0, many=0, only=None):
     return server
 
 
+class OneEra:
+    """Lets requests of one era through to the app."""
+
+    def __init__(self, app, era):
+        self.app = app
+        self.era = era
+
+    async def __call__(self, scope, receive, send):
+        headers = dict(scope.get("headers", ()))
+        theirs = "modern" if headers.get(b"mcp-protocol-version", b"") >= b"2026" else "legacy"
+        if scope["type"] != "http" or theirs == self.era:
+            return await self.app(scope, receive, send)
+        body, more = b"", True
+        while more:
+            part = await receive()
+            body, more = body + part.get("body", b""), part.get("more_body", False)
+        if self.era == "modern":
+            data = {"supported": ["2026-07-28"], "requested": "2025-11-25"}
+            error = {"code": t.UNSUPPORTED_PROTOCOL_VERSION, "message": "Unsupported protocol version", "data": data}
+        else:
+            error = {"code": -32000, "message": "Bad Request: Unsupported protocol version"}
+        message = json.loads(body) if body else {}
+        answer = json.dumps({"jsonrpc": "2.0", "id": message.get("id"), "error": error}).encode()
+        kind = [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
+        await send({"type": "http.response.start", "status": 400, "headers": kind})
+        await send({"type": "http.response.body", "body": answer})
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--page-size", type=int, default=0)
     parser.add_argument("--many", type=int, default=0)
+    parser.add_argument("--bare-prompts", action="store_true")
+    parser.add_argument("--era", choices=("legacy", "modern"))
     args = parser.parse_args()
-    serve(build(args.page_size, args.many).streamable_http_app(event_store=MemoryEventStore(), retry_interval=100),
-          args.port, "/mcp")
+    app = build(args.page_size, args.many, bare_prompts=args.bare_prompts).streamable_http_app(event_store=MemoryEventStore(), retry_interval=100)
+    if args.era is not None:
+        app = OneEra(app, args.era)
+    serve(app, args.port, "/mcp")
 
 
 def serve(app, wanted, path):

@@ -3,8 +3,8 @@
 #
 #   eval "$(tests/real/setup.sh)"
 #
-# sets WARDGATE_PYTHON, WARDGATE_NODE, WARDGATE_NODE_MODULES, WARDGATE_CONFORMANCE, WARDGATE_INSPECTOR (empty where
-# the inspector does not install) and CACHE. The cache is ${WARDGATE_TESTS_CACHE:-$HOME/.cache/wardgate-tests}; a
+# sets WARDGATE_PYTHON, WARDGATE_NODE, WARDGATE_NODE_MODULES, WARDGATE_CONFORMANCE, WARDGATE_INSPECTOR, WARDGATE_EVERYTHING
+# and WARDGATE_TIME (two MCP servers) and CACHE. The cache is ${WARDGATE_TESTS_CACHE:-$HOME/.cache/wardgate-tests}; a
 # second run finds everything there and installs nothing. All other output goes to stderr.
 set -euo pipefail
 
@@ -13,6 +13,7 @@ CONFORMANCE=0.2.0-alpha.12
 CLIENT_V2=2.4.0
 CLIENT_V1=1.32.2
 INSPECTOR=2.12.0
+EVERYTHING=2026.8.31
 # Transitive npm packages are those of this day.
 NPM_BEFORE=2026-11-20T00:00:00Z
 
@@ -29,6 +30,7 @@ idna==3.20
 jsonschema==4.26.0
 jsonschema-specifications==2025.9.1
 mcp==2.3.0
+mcp-server-time==2026.10.19
 mcp-types==2.3.0
 opentelemetry-api==1.45.2
 pycparser==3.12
@@ -43,6 +45,8 @@ starlette==1.10.0
 truststore==0.10.5
 typing-inspection==0.4.5
 typing_extensions==4.16.0
+tzdata==2026.6
+tzlocal==5.4.5
 uvicorn==0.54.0'
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -67,7 +71,7 @@ digest() { sha256sum | cut -c1-12; }
 
 python_dir="$cache/python-$(printf '%s\n' "$PYTHON_PINS" | digest)"
 node_dir="$cache/node-$NODE"
-npm_dir="$cache/npm-$(printf '%s ' "$CONFORMANCE" "$CLIENT_V2" "$CLIENT_V1" "$NPM_BEFORE" | digest)"
+npm_dir="$cache/npm-$(printf '%s ' "$CONFORMANCE" "$CLIENT_V2" "$CLIENT_V1" "$EVERYTHING" "$NPM_BEFORE" | digest)"
 inspector_dir="$cache/inspector-$INSPECTOR"
 
 # Only one setup installs at a time; the stamp `.done` is written last, so that a broken install is done again.
@@ -107,9 +111,10 @@ if [[ ! -f $node_dir/.done ]]; then
 fi
 PATH="$(dirname "$node"):$PATH"
 if [[ ! -f $npm_dir/.done ]]; then
-  say "installing the conformance suite and the TypeScript SDKs into $npm_dir"
+  say "installing the conformance suite, the TypeScript SDKs and the server-everything into $npm_dir"
   npm_install "$npm_dir" --before="$NPM_BEFORE" "@modelcontextprotocol/conformance@$CONFORMANCE" \
-    "@modelcontextprotocol/client@$CLIENT_V2" "@modelcontextprotocol/sdk@$CLIENT_V1"
+    "@modelcontextprotocol/client@$CLIENT_V2" "@modelcontextprotocol/sdk@$CLIENT_V1" \
+    "@modelcontextprotocol/server-everything@$EVERYTHING"
   touch "$npm_dir/.done"
 fi
 inspector="$inspector_dir/node_modules/@modelcontextprotocol/inspector/clients/launcher/build/index.js"
@@ -126,11 +131,16 @@ fi
 conformance="$npm_dir/node_modules/@modelcontextprotocol/conformance/dist/index.js"
 [[ -f $conformance ]] || fail "the conformance suite is not at $conformance"
 
+everything="$npm_dir/node_modules/@modelcontextprotocol/server-everything/dist/index.js"
+[[ -f $everything ]] || fail "server-everything is not at $everything"
+
 printf '%s=%q\n' \
   WARDGATE_PYTHON "$python_dir/bin/python" \
   WARDGATE_NODE "$node" \
   WARDGATE_NODE_MODULES "$npm_dir/node_modules" \
   WARDGATE_CONFORMANCE "$conformance" \
   WARDGATE_INSPECTOR "$inspector" \
+  WARDGATE_EVERYTHING "$everything" \
+  WARDGATE_TIME "$python_dir/bin/mcp-server-time" \
   CACHE "$cache"
-printf 'export WARDGATE_PYTHON WARDGATE_NODE WARDGATE_NODE_MODULES WARDGATE_CONFORMANCE WARDGATE_INSPECTOR\n'
+printf 'export WARDGATE_PYTHON WARDGATE_NODE WARDGATE_NODE_MODULES WARDGATE_CONFORMANCE WARDGATE_INSPECTOR WARDGATE_EVERYTHING WARDGATE_TIME\n'

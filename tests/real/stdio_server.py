@@ -1,5 +1,5 @@
-# A small real MCP server over stdio, on the official Python SDK: the note tools, echo and slow_count of fixture.py.
-"""usage: stdio_server.py   (speaks MCP on stdin and stdout, both protocol eras)"""
+# A real MCP server over stdio, on the official Python SDK: the note tools, echo and slow_count of fixture.py, or all of it.
+"""usage: stdio_server.py [all]   (speaks MCP on stdin and stdout, both protocol eras)"""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ TOOLS = ("note_read", "note_write", "note_delete", "echo", "slow_count", "cancel
 
 
 async def main():
-    server = fixture.build(only=TOOLS)
+    server = fixture.build(only=None if sys.argv[1:] == ["all"] else TOOLS)
     async with stdio_server() as (read, write):
         await server.run(read, write, server.create_initialization_options())
 
