@@ -75,6 +75,10 @@ pub(super) async fn enter(
     };
     let in_session = asked.sealed().is_some();
     let outcome = errand.straight(asked, open).await;
+    let outcome = match (&spare, outcome) {
+        (Some(_), Ok(outgoing)) => Ok(answered(outgoing).await),
+        (_, outcome) => outcome,
+    };
     match spare {
         Some(asked) if is_refused(&outcome) && is_modern(errand, open).await => serve(errand, asked, lobby, open).await,
         _ if in_session && is_of_another_era(&outcome) => Err(Rejection::SessionUnknown),
@@ -97,6 +101,27 @@ fn way(errand: &Errand, asked: &Asked, open: &mut Open) -> Result<Way, Rejection
         None if asked.sealed().is_some_and(|id| Guest::open(id, errand).is_some()) => Way::Door,
         None => Way::Straight,
     })
+}
+
+/// Reads on until the answer is there: a refusal may come as an event stream too.
+async fn answered(outgoing: Outgoing) -> Outgoing {
+    let Outgoing::Events { mut flow, session } = outgoing else { return outgoing };
+    let mut early = Vec::new();
+    while early.len() < EARLY_EVENTS_MAX {
+        match flow.next().await {
+            Some(Passing::Message(event)) => early.push(Passing::Message(event)),
+            Some(Passing::Answer { event, error_code: code @ Some(_), hidden }) => {
+                let body = event.data.unwrap_or_default();
+                return Outgoing::Json { status: 200, body, session: None, error_code: code, hidden };
+            }
+            Some(last) => {
+                early.push(last);
+                break;
+            }
+            None => break,
+        }
+    }
+    Outgoing::Events { flow: stream::iter(early).chain(flow).boxed(), session }
 }
 
 /// Was `initialize` answered as by somebody who does not know it?

@@ -21,7 +21,9 @@ const MODES = { 'v2-legacy': undefined, 'v2-auto': { mode: 'auto' }, 'v2-modern'
 
 class Wrong extends Error {}
 // An answer of the server, as against a failure of the transport or of this script.
-const isAnswer = (error) => Number.isInteger(error?.code) && !(error instanceof Wrong);
+// (With a 404 the SDK gives the JSON-RPC error as text only.)
+const isAnswer = (error) =>
+  !(error instanceof Wrong) && (Number.isInteger(error?.code) || /"error":\{"code":-?\d+/.test(error?.message));
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 const said = (error) => (error instanceof Wrong ? error.message : `${error?.code ?? error?.name}: ${error?.message}`);
 const textOf = (result) => (result.content ?? []).map((block) => block.text ?? `[${block.type}]`).join('\n');

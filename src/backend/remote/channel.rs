@@ -11,6 +11,7 @@ mod guests;
 mod inbox;
 mod relay;
 
+pub(super) use relay::abilities;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;

@@ -53,6 +53,10 @@ const PAGES_MAX: usize = 100;
 /// Tools of one backend. More cannot be used by any model, and each costs a decision per list.
 const TOOLS_MAX: usize = 10_000;
 
+/// What discovery declares as a client's capabilities. Some servers show a tool that asks only to clients that can be
+/// asked; the catalog must know it all the same. Discovery itself calls nothing, so it is never asked.
+pub(super) const ABILITIES: &str = r#"{"elicitation":{"form":{},"url":{}},"sampling":{},"roots":{}}"#;
+
 /// A server that is silent when asked in the modern way is a legacy one (stdio transport §Backward Compatibility).
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -325,7 +329,8 @@ impl Fetch<'_> {
     }
 
     async fn legacy(&self) -> Result<Vec<Entry>, Error> {
-        let session = Session::open(self.line.clone(), &Introduction::default(), self.deadline).await?;
+        let who = Introduction { info: None, capabilities: Some(ABILITIES.to_owned()) };
+        let session = Session::open(self.line.clone(), &who, self.deadline).await?;
         // The handshake settles the era, whatever becomes of the list.
         self.speech.learn(Era::Legacy);
         let tools = self.pages(&session).await;
@@ -375,9 +380,10 @@ fn params(cursor: Option<&str>, version: Option<&str>) -> Params {
         raw.insert("cursor".into(), cursor.into());
     }
     if let Some(version) = version {
+        let abilities: serde_json::Value = serde_json::from_str(ABILITIES).unwrap_or_default();
         let meta = serde_json::json!({
             "io.modelcontextprotocol/protocolVersion": version,
-            "io.modelcontextprotocol/clientCapabilities": {},
+            "io.modelcontextprotocol/clientCapabilities": abilities,
             "io.modelcontextprotocol/clientInfo": { "name": "wardgate", "version": env!("CARGO_PKG_VERSION") },
         });
         raw.insert("_meta".into(), meta);

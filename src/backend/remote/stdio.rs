@@ -92,6 +92,9 @@ struct State {
 struct Key {
     owner: Arc<str>,
     era: Era,
+    /// What its clients can be asked: a server is told once, so clients that differ in this share no process. Zero for all
+    /// together, and in the modern era, which tells it with every request.
+    abilities: u8,
 }
 
 /// Processes in a row that ended before they were steady.
@@ -208,7 +211,7 @@ impl Inner {
     async fn post(self: &Arc<Self>, message: &Message, session: Option<&str>, owner: &str) -> Result<Answer, Error> {
         match (message.era, session) {
             (Era::Modern, _) => {
-                let child = self.shared(&self.key(owner, Era::Modern)).await?;
+                let child = self.shared(&self.key(owner, Era::Modern, 0)).await?;
                 self.send(&child, message, None).await
             }
             (Era::Legacy, Some(session)) => {
@@ -257,15 +260,17 @@ impl Inner {
         Ok(Answer { status: 200, session: None, content })
     }
 
-    fn key(&self, owner: &str, era: Era) -> Key {
-        let owner = if self.stdio.processes == Processes::Shared { "" } else { owner };
-        Key { owner: owner.into(), era }
+    fn key(&self, owner: &str, era: Era, abilities: u8) -> Key {
+        if self.stdio.processes == Processes::Shared {
+            return Key { owner: "".into(), era, abilities: 0 };
+        }
+        Key { owner: owner.into(), era, abilities }
     }
 
     /// A session, in a process of its own or in one that it shares. It is known to nobody until `initialize` was
     /// answered well.
     async fn begin_session(self: &Arc<Self>, hello: &Message, owner: &str) -> Result<Answer, Error> {
-        let key = self.key(owner, Era::Legacy);
+        let key = self.key(owner, Era::Legacy, channel::abilities(hello));
         let own = match self.stdio.processes {
             Processes::Session => true,
             // Discovery looks and goes; its process must not keep a place for longer.

@@ -78,13 +78,34 @@ pub(super) fn readdressed(answer: &Bytes, id: &str) -> Option<Bytes> {
 
 /// The names of the client's capabilities in `initialize`.
 pub(super) fn capabilities(message: &Message) -> Vec<String> {
+    declared(message).map(|declared| declared.into_keys().map(Cow::into_owned).collect()).unwrap_or_default()
+}
+
+/// What the client of `initialize` can be asked: as many bits as kinds of questions.
+pub(in crate::backend::remote) fn abilities(message: &Message) -> u8 {
+    let Some(declared) = declared(message) else { return 0 };
+    let url = |raw: &RawValue| {
+        serde_json::from_str::<BTreeMap<Cow<'_, str>, IgnoredAny>>(raw.get())
+            .is_ok_and(|modes| modes.contains_key("url"))
+    };
+    let elicitation = declared.get("elicitation");
+    [
+        declared.contains_key("roots"),
+        declared.contains_key("sampling"),
+        elicitation.is_some(),
+        elicitation.is_some_and(|raw| url(raw)),
+    ]
+    .into_iter()
+    .fold(0, |bits, can| bits << 1 | u8::from(can))
+}
+
+fn declared(message: &Message) -> Option<BTreeMap<Cow<'_, str>, &RawValue>> {
     #[derive(Deserialize)]
     struct Hello<'a> {
         #[serde(borrow)]
         capabilities: BTreeMap<Cow<'a, str>, &'a RawValue>,
     }
-    let hello = message.params.raw.as_ref().and_then(|raw| serde_json::from_slice::<Hello<'_>>(raw).ok());
-    hello.map(|hello| hello.capabilities.into_keys().map(Cow::into_owned).collect()).unwrap_or_default()
+    serde_json::from_slice::<Hello<'_>>(message.params.raw.as_ref()?).ok().map(|hello| hello.capabilities)
 }
 
 /// The progress token of a client's `notifications/progress`, as JSON text.

@@ -244,7 +244,7 @@ async fn all_who_wait_for_a_process_that_dies_hear_of_it_and_their_sessions_are_
 async fn a_failing_process_waits_longer_each_time_whoever_it_is_for() {
     for processes in [Processes::Session, Processes::Principal, Processes::Shared] {
         let upstream = sharing(processes, "exit 1");
-        let key = upstream.0.key(ANNA, Era::Legacy);
+        let key = upstream.0.key(ANNA, Era::Legacy, 0);
         for failures in 1..=3 {
             let ended = ask(&upstream, hello(), None).await.map(drop);
             assert!(matches!(ended, Err(Error::Protocol { .. })), "{processes:?} {failures}: {ended:?}");
@@ -262,7 +262,7 @@ async fn a_failing_process_waits_longer_each_time_whoever_it_is_for() {
             upstream.0.state().records.insert(key.clone(), Record { at, ..record });
         }
         assert!(!upstream.healthy(), "{processes:?}");
-        let other = upstream.0.key(BERT, Era::Legacy);
+        let other = upstream.0.key(BERT, Era::Legacy, 0);
         assert_eq!(upstream.0.state().records.contains_key(&other), processes == Processes::Shared);
     }
 }
