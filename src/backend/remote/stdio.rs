@@ -97,6 +97,13 @@ struct Key {
     abilities: u8,
 }
 
+impl Key {
+    /// What failing processes are counted by: whatever their clients can be asked.
+    fn trouble(&self) -> Key {
+        Key { abilities: 0, ..self.clone() }
+    }
+}
+
 /// Processes in a row that ended before they were steady.
 #[derive(Clone, Copy)]
 struct Record {
@@ -324,7 +331,7 @@ impl Inner {
         if self.stopped.load(Ordering::Relaxed) {
             return Err(self.blame.unavailable("it is being stopped"));
         }
-        let pause = state.records.get(key).map_or(Duration::ZERO, |record| record.pause());
+        let pause = state.records.get(&key.trouble()).map_or(Duration::ZERO, |record| record.pause());
         if !pause.is_zero() {
             let pause = pause.as_millis();
             return Err(self.blame.unavailable(format!("the process ended and is started again in {pause} ms")));
@@ -379,14 +386,14 @@ impl Inner {
             self.fruitless.fetch_add(1, Ordering::Relaxed);
         }
         if ended.lived >= STEADY || ended.expected {
-            state.records.remove(key);
+            state.records.remove(&key.trouble());
             return;
         }
         if state.records.len() >= RECORDS_MAX {
             state.records.retain(|_, record| !record.pause().is_zero());
         }
-        let failures = state.records.get(key).map_or(0, |record| record.failures).saturating_add(1);
-        state.records.insert(key.clone(), Record { failures, at: ended.at });
+        let failures = state.records.get(&key.trouble()).map_or(0, |record| record.failures).saturating_add(1);
+        state.records.insert(key.trouble(), Record { failures, at: ended.at });
     }
 }
 

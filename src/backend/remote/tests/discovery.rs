@@ -40,7 +40,8 @@ async fn a_modern_server_is_read_page_by_page() {
         assert_eq!(request.json()["params"]["_meta"]["io.modelcontextprotocol/protocolVersion"], "2026-07-28");
         assert_eq!(
             request.json()["params"]["_meta"]["io.modelcontextprotocol/clientCapabilities"],
-            serde_json::json!({})
+            serde_json::json!({ "elicitation": { "form": {}, "url": {} }, "sampling": {}, "roots": {} }),
+            "tools that ask are shown to who can be asked"
         );
     }
 }
