@@ -33,7 +33,7 @@ const GRACE: Duration = Duration::from_secs(10);
 
 #[derive(Args)]
 pub(super) struct Stdio {
-    /// URL of the gateway's route, or of any MCP server (streamable HTTP): https://mcp.example.com/mcp.
+    /// URL of the gateway's route, or of any MCP server (streamable HTTP): `https://mcp.example.com/mcp`.
     url: Url,
     /// File with the bearer token; read anew for each request, so that something else may renew it.
     #[arg(long, value_name = "FILE", conflicts_with = "bearer_env")]

@@ -224,7 +224,7 @@ async fn what_a_route_can_do_is_what_its_backends_can() {
     let answer = rig.modern(&rig.viewer(), "server/discover", json!({})).await;
     let result = &answer.body["result"];
     assert_eq!(result["supportedVersions"], json!(["2026-07-28"]), "{}", answer.text);
-    assert_eq!(result["serverInfo"]["name"], "wardgate");
+    assert_eq!(result["_meta"]["io.modelcontextprotocol/serverInfo"]["name"], "wardgate");
     for capability in ["tools", "prompts", "resources"] {
         assert!(result["capabilities"][capability].is_object(), "{capability}: {}", answer.text);
     }
@@ -329,7 +329,7 @@ async fn every_page_of_every_backend_is_reached_by_sealed_cursors() {
     };
     let mine = &cursors[0];
     let mut forged = mine.clone();
-    forged.replace_range(30..31, if &mine[30..31] == "A" { "B" } else { "A" });
+    forged.replace_range(30..31, if mine.as_bytes()[30] == b'A' { "B" } else { "A" });
     for (what, answer) in [
         ("another caller's", foreign(rig.editor(), "tools/list", "/mcp", mine.clone()).await),
         ("another route's", foreign(rig.viewer(), "tools/list", "/other", mine.clone()).await),

@@ -70,20 +70,23 @@ impl Federation {
             }
         }
         let whole = answers.missing.is_empty() && ttl_ms < u64::MAX;
-        let mut result = json!({
-            "resultType": "complete",
-            "supportedVersions": MODERN_VERSIONS,
-            "capabilities": capabilities,
-            "serverInfo": { "name": "wardgate", "version": env!("CARGO_PKG_VERSION") },
-            "ttlMs": if whole { ttl_ms } else { 0 },
-            "cacheScope": "private",
-        });
-        if !instructions.is_empty() {
-            result["instructions"] = instructions.into();
-        }
+        let info = json!({ "name": "wardgate", "version": env!("CARGO_PKG_VERSION") });
+        let mut meta = Map::from_iter([("io.modelcontextprotocol/serverInfo".to_owned(), info)]);
         if !answers.missing.is_empty() {
-            result["_meta"] = json!({ PARTIAL: fan::named(&answers.missing) });
+            meta.insert(PARTIAL.to_owned(), json!(fan::named(&answers.missing)));
         }
+        let mut result = Map::from_iter([
+            ("resultType".to_owned(), json!("complete")),
+            ("supportedVersions".to_owned(), json!(MODERN_VERSIONS)),
+            ("capabilities".to_owned(), json!(capabilities)),
+            ("ttlMs".to_owned(), json!(if whole { ttl_ms } else { 0 })),
+            ("cacheScope".to_owned(), json!("private")),
+            ("_meta".to_owned(), meta.into()),
+        ]);
+        if !instructions.is_empty() {
+            result.insert("instructions".to_owned(), instructions.into());
+        }
+        let result = Value::Object(result);
         let body = format!(r#"{{"jsonrpc":"2.0","id":{},"result":{result}}}"#, id.as_json()).into();
         Ok(Outgoing::Json { status: 200, body, session: None, error_code: None, hidden: 0 })
     }

@@ -171,14 +171,17 @@ impl Federation {
             }
         }
         let ttl_ms = if merged.missing.is_empty() && merged.ttl_ms < u64::MAX { merged.ttl_ms } else { 0 };
-        let mut tail = json!({ "ttlMs": ttl_ms, "cacheScope": "private" });
+        let mut tail = serde_json::Map::from_iter([
+            ("ttlMs".to_owned(), json!(ttl_ms)),
+            ("cacheScope".to_owned(), json!("private")),
+        ]);
         if let Some(next) = next {
-            tail["nextCursor"] = next.into();
+            tail.insert("nextCursor".to_owned(), next.into());
         }
         if !merged.missing.is_empty() {
-            tail["_meta"] = json!({ PARTIAL: fan::named(&merged.missing) });
+            tail.insert("_meta".to_owned(), json!({ PARTIAL: fan::named(&merged.missing) }));
         }
-        let tail = tail.to_string();
+        let tail = serde_json::Value::Object(tail).to_string();
         let mut body = Vec::with_capacity(merged.entries.len() + tail.len() + 128);
         let head = format!(
             r#"{{"jsonrpc":"2.0","id":{},"result":{{"resultType":"complete","{}":["#,

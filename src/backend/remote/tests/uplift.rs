@@ -114,6 +114,9 @@ pub(super) async fn next_call(server: &Server) -> Seen {
     }
 }
 
+/// The id of a call, and the stream that answers it.
+type Asker = (Value, mpsc::UnboundedSender<Vec<u8>>);
+
 #[tokio::test]
 async fn one_principals_calls_share_a_session_and_anothers_do_not() {
     let server = legacy(json!({}), |seen, session| {
@@ -148,7 +151,7 @@ async fn one_principals_calls_share_a_session_and_anothers_do_not() {
 
 #[tokio::test]
 async fn ids_and_progress_tokens_of_many_clients_never_meet_upstream() {
-    let waiting: Arc<Mutex<Vec<(Value, mpsc::UnboundedSender<Vec<u8>>)>>> = Arc::default();
+    let waiting: Arc<Mutex<Vec<Asker>>> = Arc::default();
     let server = legacy(json!({}), {
         let waiting = waiting.clone();
         move |seen, session| {

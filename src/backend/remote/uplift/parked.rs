@@ -188,7 +188,7 @@ impl Parked {
         let (ticket, rest) = text.split_at_checked(TICKET_BYTES)?;
         let (expiry, digest) = rest.split_at_checked(TICKET_BYTES)?;
         let number = |bytes: &[u8]| bytes.try_into().ok().map(u64::from_le_bytes);
-        Some((number(ticket)?, <[u8; 32]>::try_from(&*digest).ok()?, number(expiry)?))
+        Some((number(ticket)?, <[u8; 32]>::try_from(digest).ok()?, number(expiry)?))
     }
 
     fn associated(&self, principal: &str) -> Vec<u8> {
