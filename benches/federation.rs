@@ -150,8 +150,14 @@ fn gateway(issuer: &Issuer, folder: &Path, scope: &str, after: Duration) -> Gate
         let name = backend.name.clone();
         (name, Member { backend, credential: credentials::Config::None, mode: None, era: None, fingerprint: [0; 32] })
     };
-    let route =
-        Route { path: "/mcp".to_owned(), host: None, backends: reached, names: Some(Arc::new(names)), mode: None };
+    let route = Route {
+        path: "/mcp".to_owned(),
+        host: None,
+        backends: reached,
+        names: Some(Arc::new(names)),
+        mode: None,
+        old_sse: true,
+    };
     let house = House {
         sealer: Sealer::new().unwrap(),
         identity: Identity::new(identity::Config { issuers: vec![trusted], ..identity::Config::default() }).unwrap(),

@@ -167,6 +167,7 @@ fn gateway(issuer: &Issuer, folder: &std::path::Path) -> Gateway {
                 backends: vec![name],
                 names: None,
                 mode: None,
+                old_sse: true,
             })],
         },
         lists: Lists::new(),

@@ -15,6 +15,7 @@ mod flow;
 mod house;
 mod legacy;
 mod list;
+mod old;
 mod open;
 mod prepare;
 mod rejection;
@@ -55,22 +56,27 @@ use crate::exchange::RequestId;
 use crate::identity::challenge;
 use crate::mcp::Era;
 use crate::mcp::Id;
+use crate::route::Entry;
 use crate::telemetry::metrics::Metrics;
 use apply::Outgoing;
 use door::Lobby;
 use errand::Errand;
+use old::Berths;
 use open::Open;
 use prepare::Asked;
 
-/// The spine. One per process; what a reload changes is in the [`House`].
+/// The spine. One per process, shared by its clones; what a reload changes is in the [`House`].
+#[derive(Clone)]
 pub struct Gateway {
-    house: ArcSwap<House>,
+    house: Arc<ArcSwap<House>>,
     /// Which house it is by now. Open-ended streams end when it changes, to be judged anew.
     reloads: watch::Sender<u64>,
     audit: Arc<Audit>,
     metrics: Arc<Metrics>,
     /// What legacy sessions with modern backends are in the middle of.
     lobby: Arc<Lobby>,
+    /// The open streams of HTTP+SSE.
+    berths: Arc<Berths>,
 }
 
 /// What is known of a request that was refused before it could become a [`Request`].
@@ -89,7 +95,14 @@ pub struct Head {
 
 impl Gateway {
     pub fn new(house: Arc<House>, audit: Arc<Audit>, metrics: Arc<Metrics>) -> Gateway {
-        Gateway { house: ArcSwap::new(house), reloads: watch::Sender::new(0), audit, metrics, lobby: Arc::default() }
+        Gateway {
+            house: Arc::new(ArcSwap::new(house)),
+            reloads: watch::Sender::new(0),
+            audit,
+            metrics,
+            lobby: Arc::default(),
+            berths: Arc::default(),
+        }
     }
 
     /// The configuration in force. A request takes it once, so it sees one configuration from end to end.
@@ -116,16 +129,9 @@ impl Gateway {
         }
         let work = AssertUnwindSafe(self.answer(&house, &request, reloads, &mut open)).catch_unwind();
         let ended = pingora::time::timeout(request.deadline.saturating_duration_since(Instant::now()), work).await;
-        match ended {
-            Ok(Ok(Ok(outgoing))) => outgoing.into_reply(open),
-            Ok(Ok(Err(rejection))) => self.reject(&house, (&request.host, &request.path), open, rejection),
-            Ok(Err(_panic)) => self.reject(&house, (&request.host, &request.path), open, Rejection::Internal),
-            Err(_elapsed) => {
-                // Before a backend was chosen nobody upstream is to blame.
-                let late =
-                    open.backend().map_or(Rejection::Overloaded, |backend| Rejection::BackendTimeout { backend });
-                self.reject(&house, (&request.host, &request.path), open, late)
-            }
+        match settled(ended, &open) {
+            Ok(outgoing) => outgoing.into_reply(open),
+            Err(rejection) => self.reject(&house, (&request.host, &request.path), open, rejection),
         }
     }
 
@@ -136,12 +142,21 @@ impl Gateway {
         reloads: watch::Receiver<u64>,
         open: &mut Open,
     ) -> Result<Outgoing, Rejection> {
-        let route = house.routes.find(&request.host, &request.path).ok_or(Rejection::NotFound)?.clone();
+        let (route, entry) = house.routes.resolve(&request.host, &request.path).ok_or(Rejection::NotFound)?;
+        let route = route.clone();
         open.on(&route);
+        if let Entry::Messages(_) = entry {
+            open.path(route.messages_path(""));
+        }
         let principal = house.identity.verify(request).await?; // 401 here, and only here
         open.who(&principal);
-        let asked = Asked::read(request, open)?; // the message; headers agree with body
         let errand = Errand { house: house.clone(), route, reloads, principal, request: request.clone() };
+        match entry {
+            Entry::Endpoint => {}
+            Entry::Stream => return old::stream(self, errand, open),
+            Entry::Messages(name) => return old::message(self, errand, name, open).await,
+        }
+        let asked = Asked::read(request, open)?; // the message; headers agree with body
         // authorize → acquire → obtain → call → apply
         match asked.era() {
             Era::Modern => errand.modern(asked, open).await,
@@ -207,6 +222,18 @@ impl Gateway {
         }
         open.refused(&rejection, facts, &reply);
         reply
+    }
+}
+
+/// What came of the work in its time.
+fn settled<P, E>(ended: Result<Result<Result<Outgoing, Rejection>, P>, E>, open: &Open) -> Result<Outgoing, Rejection> {
+    match ended {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(_panic)) => Err(Rejection::Internal),
+        // Before a backend was chosen nobody upstream is to blame.
+        Err(_elapsed) => {
+            Err(open.backend().map_or(Rejection::Overloaded, |backend| Rejection::BackendTimeout { backend }))
+        }
     }
 }
 

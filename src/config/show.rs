@@ -113,6 +113,7 @@ fn sheet(config: &Config) -> Shown {
                     ("separator", maybe(route.names.as_ref(), |names| text(names.separator()))),
                     ("member_timeout", maybe(route.names.as_ref(), |names| span(names.member_timeout))),
                     ("mode", maybe(route.mode, mode)),
+                    ("old_sse", word(route.old_sse)),
                 ])
             }),
         ),

@@ -14,7 +14,7 @@ mod answer;
 mod json;
 mod line;
 mod lobby;
-mod news;
+pub(super) mod news;
 mod request;
 mod rounds;
 mod session;
@@ -163,7 +163,7 @@ async fn serve(errand: &Errand, asked: Asked, lobby: &Arc<Lobby>, open: &mut Ope
     let seat = lobby.seat(&guest, errand.principal.key())?;
     match operation {
         Operation::EndSession => {
-            drop(errand.connects(open)?);
+            errand.talks(open)?;
             lobby.end(&guest);
             Ok(Outgoing::Empty { status: 204 })
         }
@@ -172,12 +172,12 @@ async fn serve(errand: &Errand, asked: Asked, lobby: &Arc<Lobby>, open: &mut Ope
         Operation::Post(message) => match message.kind.clone() {
             Kind::Request { id } => request(errand, guest, seat, id, message, open).await,
             Kind::Notification => {
-                drop(errand.connects(open)?);
+                errand.talks(open)?;
                 notified(&seat, &message);
                 Ok(Outgoing::Empty { status: 202 })
             }
             Kind::Response { id } => {
-                drop(errand.connects(open)?);
+                errand.talks(open)?;
                 if seat.answered(&id, message.outcome.unwrap_or_default()) {
                     Ok(Outgoing::Empty { status: 202 })
                 } else {
@@ -252,11 +252,11 @@ async fn request(
     };
     match method {
         Method::Ping => {
-            drop(errand.connects(open)?);
+            errand.talks(open)?;
             empty(&id)
         }
         Method::LoggingSetLevel => {
-            drop(errand.connects(open)?);
+            errand.talks(open)?;
             let params = message.params.raw.as_ref().and_then(|raw| Object::read(raw));
             let asked = params.and_then(|params| params.text("level")).unwrap_or_default();
             let Some(level) = LEVELS.into_iter().find(|level| *level == asked) else {

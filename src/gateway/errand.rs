@@ -24,8 +24,10 @@ use crate::catalog::Operation;
 use crate::catalog::Session;
 use crate::credentials;
 use crate::exchange::Request;
+use crate::limits::Limited;
 use crate::limits::Slot;
 use crate::mcp::list::ListKind;
+use crate::policy::Permit;
 use crate::principal::Principal;
 use crate::route::Route;
 
@@ -69,8 +71,23 @@ impl Errand {
         self.run(member, asked, None, open).await
     }
 
-    /// May the caller talk to any of the route's backends? Counted like a message to one of them.
+    /// May the caller open a stream to any of the route's backends? Counted like a stream of one of them.
     pub(super) fn connects(&self, open: &mut Open) -> Result<Slot, Rejection> {
+        self.reaches(open, |permit| self.house.limits.acquire_for(&self.principal, permit))
+    }
+
+    /// May the caller talk to any of the route's backends? Counted like a message to one of them.
+    pub(super) fn talks(&self, open: &mut Open) -> Result<(), Rejection> {
+        let (key, tenant) = (self.principal.key(), self.principal.tenant.as_deref());
+        let limits = &self.house.limits;
+        self.reaches(open, |permit| limits.acquire(key, tenant, &permit.call().decl.backend, None)).map(drop)
+    }
+
+    fn reaches(
+        &self,
+        open: &mut Open,
+        acquire: impl FnOnce(&Permit) -> Result<Slot, Limited>,
+    ) -> Result<Slot, Rejection> {
         let mut scopes: Vec<String> = Vec::new();
         for name in &self.route.backends {
             let member = self.member(name, open)?;
@@ -83,7 +100,7 @@ impl Errand {
             match self.house.policy.authorize(&self.principal, call, &judged.context) {
                 Ok(permit) => {
                     open.allowed_by(&permit);
-                    return Ok(self.house.limits.acquire_for(&self.principal, &permit)?);
+                    return Ok(acquire(&permit)?);
                 }
                 Err(denial) => open.denied_by(&denial),
             }

@@ -58,13 +58,13 @@ impl House {
     pub(super) fn metadata_url(&self, host: &str, path: &str) -> Option<String> {
         // Without an issuer there is nobody to log in at: a link would lead nowhere.
         let base = self.base().filter(|_| !self.identity.issuers().is_empty())?;
-        self.routes.find(host, path).is_some().then(|| format!("{base}{WELL_KNOWN}{path}"))
+        self.routes.resolve(host, path).map(|(route, _)| format!("{base}{WELL_KNOWN}{}", route.path))
     }
 
     /// The scopes a client should ask for first: the least that opens this route.
     pub(super) fn base_scopes(&self, host: &str, path: &str) -> Vec<String> {
-        let route = self.routes.find(host, path);
-        route.map(|route| self.scopes_of_route(route)).unwrap_or_default()
+        let route = self.routes.resolve(host, path);
+        route.map(|(route, _)| self.scopes_of_route(route)).unwrap_or_default()
     }
 
     /// SPEC: authorization §Scope Selection: the least set, never the catalogue. More is asked for when it is needed.
@@ -90,7 +90,7 @@ impl House {
         let route = match suffix {
             // The root form names a resource only where there is no doubt which.
             "" | "/" => self.routes.routes.first().filter(|_| self.routes.routes.len() == 1)?,
-            path => self.routes.find(host, path)?,
+            path => self.routes.resolve(host, path)?.0,
         };
         let servers = self.identity.issuers();
         if servers.is_empty() {

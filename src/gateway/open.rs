@@ -140,6 +140,11 @@ impl Open {
         self.record.route = Some(route.path.as_str().into());
     }
 
+    /// What the record says of the path, where the path holds what is nobody else's to know.
+    pub(super) fn path(&mut self, path: String) {
+        self.record.path = path;
+    }
+
     /// The backend it goes to; of several, the last.
     pub(super) fn to(&mut self, backend: &Arc<str>) {
         self.record.backend = Some(backend.clone());

@@ -128,7 +128,8 @@ impl Asked {
         self.mirrors
     }
 
-    fn message(&self) -> Option<&Message> {
+    /// The message, if it is one.
+    pub(super) fn message(&self) -> Option<&Message> {
         match &self.operation {
             Operation::Post(message) => Some(message),
             Operation::EndSession | Operation::Stream { .. } => None,

@@ -16,29 +16,43 @@ use crate::mcp::sse::Event;
 
 /// The stream as it is written. The record is closed when it ends, or when the client drops it.
 pub(super) fn to_client(flow: BoxStream<'static, Passing>, open: Open) -> Pin<Box<dyn Stream<Item = Bytes> + Send>> {
-    open.metrics().open_streams.inc();
-    Box::pin(stream::unfold(Some(Writing { flow, open }), |writing| async move { writing?.next().await }))
+    written(flow, open, |_, bytes| bytes)
 }
 
-struct Writing {
+/// The same as events, for a stream that is not this request's alone.
+pub(super) fn to_others(flow: BoxStream<'static, Passing>, open: Open) -> BoxStream<'static, Event> {
+    written(flow, open, |event, _| event)
+}
+
+fn written<T: Send + 'static>(
     flow: BoxStream<'static, Passing>,
     open: Open,
+    form: fn(Event, Bytes) -> T,
+) -> Pin<Box<dyn Stream<Item = T> + Send>> {
+    open.metrics().open_streams.inc();
+    Box::pin(stream::unfold(Some(Writing { flow, open, form }), |writing| async move { writing?.next().await }))
 }
 
-impl Writing {
-    /// The next bytes to write, and what goes on after them.
-    async fn next(mut self) -> Option<(Bytes, Option<Writing>)> {
+struct Writing<T> {
+    flow: BoxStream<'static, Passing>,
+    open: Open,
+    form: fn(Event, Bytes) -> T,
+}
+
+impl<T> Writing<T> {
+    /// The next to write, and what goes on after it.
+    async fn next(mut self) -> Option<(T, Option<Writing<T>>)> {
         match self.flow.next().await {
             Some(Passing::Message(event)) => {
-                let bytes = self.write(&event);
-                Some((bytes, Some(self)))
+                let written = self.write(event);
+                Some((written, Some(self)))
             }
             Some(Passing::Answer { event, error_code, hidden }) => {
                 self.open.error_code(error_code);
                 self.open.hid(hidden);
-                let bytes = self.write(&event);
+                let written = self.write(event);
                 self.open.close("streamed");
-                Some((bytes, None))
+                Some((written, None))
             }
             Some(Passing::End(outcome)) => {
                 self.open.close(outcome);
@@ -52,26 +66,26 @@ impl Writing {
         }
     }
 
-    fn write(&mut self, event: &Event) -> Bytes {
+    fn write(&mut self, event: Event) -> T {
         let bytes = event.to_bytes();
         self.open.streamed(bytes.len());
-        bytes
+        (self.form)(event, bytes)
     }
 
     /// Whoever waits for an answer gets an error; a stream of news just ends.
-    fn fail(mut self, rejection: &Rejection) -> Option<(Bytes, Option<Writing>)> {
+    fn fail(mut self, rejection: &Rejection) -> Option<(T, Option<Writing<T>>)> {
         let era = self.open.era();
         let facts = rejection.facts(era);
         self.open.reason(facts.reason);
         self.open.error_code(Some(facts.code));
         let body = self.open.id().map(|id| error_body(Some(id), facts.code, &rejection.words(), rejection.data(era)));
-        let last = body.map(|body| self.write(&Event::message(body)));
+        let last = body.map(|body| self.write(Event::message(body)));
         self.open.close("failed");
-        last.map(|bytes| (bytes, None))
+        last.map(|written| (written, None))
     }
 }
 
-impl Drop for Writing {
+impl<T> Drop for Writing<T> {
     fn drop(&mut self) {
         self.open.metrics().open_streams.dec();
     }

@@ -17,6 +17,7 @@ use http::header;
 
 use crate::exchange::Verb;
 use crate::gateway::Rejection;
+use crate::route::takes_messages;
 
 use super::Admission;
 use super::Config;
@@ -202,12 +203,12 @@ fn examine_all(gate: &Gate, sight: &Sight<'_>, reader: &mut Option<HeaderValue>)
                 return Err(Rejection::NotAcceptable);
             }
         }
-        Verb::Post => post(gate, headers)?,
+        Verb::Post => post(gate, headers, &path)?,
     }
     Ok(Admitted::Call(Call { verb, host: host.authority, path, expects_continue }))
 }
 
-fn post(gate: &Gate, headers: &HeaderMap) -> Result<(), Rejection> {
+fn post(gate: &Gate, headers: &HeaderMap, path: &str) -> Result<(), Rejection> {
     let bytes_max = gate.admission.body_bytes_max;
     if length(headers)?.is_some_and(|length| length > bytes_max) {
         return Err(Rejection::BodyTooLarge { bytes_max });
@@ -224,7 +225,8 @@ fn post(gate: &Gate, headers: &HeaderMap) -> Result<(), Rejection> {
         return Err(Rejection::UnsupportedMediaType);
     }
     // SPEC: streamable HTTP, "the client MUST include an Accept header, listing both".
-    if !accepts(headers, JSON) || !accepts(headers, EVENTS) {
+    // Clients of 2024-11-05 do not: what answers them is on a stream they have asked for.
+    if !takes_messages(path) && (!accepts(headers, JSON) || !accepts(headers, EVENTS)) {
         return Err(Rejection::NotAcceptable);
     }
     Ok(())

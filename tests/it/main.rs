@@ -14,6 +14,8 @@ mod harness;
 mod live;
 /// Every client with every server on both kinds of route.
 mod matrix;
+/// Clients of HTTP+SSE.
+mod old;
 /// What the program does for a person: `demo --tour`, `check`, `front`, `audit verify`, signals and reload.
 mod program;
 /// An upstream that lies, for what real ones cannot be made to show.

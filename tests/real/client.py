@@ -10,7 +10,7 @@
   --progress                  following calls collect progress: "progress": [[progress, total, message]...]
   --answer                    answers sampling, elicitation and roots requests (must come before other actions)
   --no-list                   does not list the tools first (must come before other actions)
-  URL `stdio:PROGRAM ARG...` starts a stdio server instead.
+  URL `stdio:PROGRAM ARG...` starts a stdio server instead, `sse:URL` speaks HTTP+SSE of 2024-11-05.
 The first line is {"protocol", "server", "capabilities", "tools": [names], "pages", "annotations", "bytes"}; a
 connection that fails prints {"error": {...}} and exits 1. An error is {"code", "message"[, "data"][, "http": {"status",
 "www-authenticate", "retry-after"}]}; "http" is the last HTTP answer, if that was 400 or above.
@@ -26,6 +26,7 @@ import anyio
 import httpx2
 import mcp_types as t
 from mcp import Client
+from mcp.client.sse import sse_client
 from mcp.client.stdio import StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
@@ -175,6 +176,8 @@ async def main(url, token, mode, arguments):
         if url.startswith("stdio:"):
             program, *args = shlex.split(url.removeprefix("stdio:"))
             target = StdioServerParameters(command=program, args=args)
+        elif url.startswith("sse:"):
+            target = sse_client(url.removeprefix("sse:"), headers=headers)
         else:
             target = streamable_http_client(url, http_client=http)
         async with Client(target, mode=mode, cache=None, **answers) as client:

@@ -36,6 +36,9 @@ pub(in crate::config) struct Route {
     pub member_timeout: Option<Span>,
     /// A ceiling for this route. Default: the gateway's `mode`.
     pub mode: Option<Mode>,
+    /// Serve clients that only speak HTTP+SSE of 2024-11-05 too: their stream is at the path followed by `/sse`.
+    /// Default: `true`.
+    pub old_sse: Option<bool>,
 }
 
 /// One name, or a list of names and mappings.

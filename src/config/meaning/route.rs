@@ -45,6 +45,7 @@ pub(super) fn routes(
         }
         let host = route.host.take().map(|host| edge::host(book, &key.at("host"), &host));
         let mode = route.mode;
+        let old_sse = route.old_sse.unwrap_or(true);
         let reached = destinations(book, &key, root, route, backends);
         if let Some(path) = &path
             && let Some(first) = seen.insert((path.clone(), host.clone()), index)
@@ -52,9 +53,20 @@ pub(super) fn routes(
             book.error(&key.at("path"), format!("`{}` has a route already: `routes[{first}]`", short(path)));
         }
         if let (Some(path), Some((backends, names))) = (path, reached) {
-            meant.push(Arc::new(route::Route { path, host, backends, names, mode }));
+            meant.push((index, Arc::new(route::Route { path, host, backends, names, mode, old_sse })));
         }
     }
+    for (index, route) in &meant {
+        if let Some((first, old)) = meant.iter().find(|(_, old)| old.overlaps(route)) {
+            let message = format!(
+                "`{}` is where `routes[{first}]` (`{}`) serves HTTP+SSE: give another path, or `old_sse: false` there",
+                short(&route.path),
+                short(&old.path)
+            );
+            book.error(&key.index(*index).at("path"), message);
+        }
+    }
+    let meant: Vec<_> = meant.into_iter().map(|(_, route)| route).collect();
     for backend in backends {
         let key = root.at("backends").at(&backend.name);
         if !meant.iter().any(|route| route.backends.contains(&backend.name)) && !book.touched(&root.at("routes")) {

@@ -93,7 +93,7 @@ pub(super) async fn change(
                 Listening::Refused(_) => None,
             }
         } else {
-            drop(errand.connects(open)?);
+            errand.talks(open)?;
             None
         };
         open.target(uri);
@@ -164,20 +164,20 @@ async fn listen(
 }
 
 /// When a stream that waits for news has to end, whatever it waits for.
-pub(super) struct Watch {
+pub(in crate::gateway) struct Watch {
     reloads: watch::Receiver<u64>,
     expires: Option<tokio::time::Instant>,
 }
 
 impl Watch {
-    pub(super) fn of(errand: &Errand) -> Watch {
+    pub(in crate::gateway) fn of(errand: &Errand) -> Watch {
         let left = errand.principal.expires_at().map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
         let expires = left.and_then(|left| Instant::now().checked_add(left)).map(tokio::time::Instant::from_std);
         Watch { reloads: errand.reloads.clone(), expires }
     }
 
     /// Waits for the end and says which it is.
-    pub(super) async fn ends(&mut self) -> &'static str {
+    pub(in crate::gateway) async fn ends(&mut self) -> &'static str {
         let expired = async {
             match self.expires {
                 Some(at) => tokio::time::sleep_until(at).await,
