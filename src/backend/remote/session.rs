@@ -221,6 +221,7 @@ impl Session {
     /// The server does not know it any more.
     pub(super) fn lose(&self) {
         self.over.store(true, Ordering::Relaxed);
+        self.ears.dismiss();
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -246,6 +247,7 @@ impl Session {
         if self.over.swap(true, Ordering::Relaxed) {
             return None;
         }
+        self.ears.dismiss();
         let (line, id, version) = (self.line.clone(), self.id.clone()?, self.version.clone());
         Some(async move {
             let deadline = Instant::now() + TELL_TIMEOUT;

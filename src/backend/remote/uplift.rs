@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `server/discover` | from the `initialize` result of the caller's session |
 //! | any request | in a pooled session, under an id of ours ([`sessions`], [`request`]) |
-//! | `subscriptions/listen` | a session of its own and its GET stream ([`listen`]) |
+//! | `subscriptions/listen` | the same session's GET stream, which its listeners share ([`listen`], [`watches`]) |
 //! | an answer, its notifications | hints and types added, legacy codes mapped ([`answer`]) |
 //! | `input_required` and the retry | a server's question; the call waits meanwhile ([`parked`]) |
 //! | the client leaves | `notifications/cancelled` ([`exchange`]) |
@@ -20,6 +20,7 @@ mod listen;
 mod parked;
 mod request;
 mod sessions;
+mod watches;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,6 +54,7 @@ use exchange::Step;
 use json::Members;
 use json::Object;
 use listen::Crowd;
+use listen::Filter;
 use parked::Closed;
 use parked::Owner;
 use parked::Parked;
@@ -68,7 +70,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// All that is bounded.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Upstream sessions that are open for calls.
+    /// Upstream sessions that are open.
     pub(super) sessions_max: usize,
     /// One caller's: as many credentials and sets of abilities.
     pub(super) sessions_per_principal_max: usize,
@@ -115,14 +117,17 @@ impl Limits {
         };
         let limits = Limits::default();
         let quarter = room / 4;
+        let listens_max = quarter.clamp(1, limits.listens_max);
+        let sessions_max = match transport {
+            Transport::Http(_) => limits.sessions_max,
+            // Each session may hold a connection or a process as long as it lasts.
+            Transport::Sse(_) | Transport::Stdio(_) => (room / 2).min(limits.sessions_max),
+        };
         Limits {
-            sessions_max: match transport {
-                Transport::Http(_) => limits.sessions_max,
-                // Each session may hold a connection or a process as long as it lasts.
-                Transport::Sse(_) | Transport::Stdio(_) => (room / 2).clamp(1, limits.sessions_max),
-            },
+            // Those that are kept by listeners leave as many to calls.
+            sessions_max: sessions_max + listens_max,
             parked_max: quarter.clamp(1, limits.parked_max),
-            listens_max: quarter.clamp(1, limits.listens_max),
+            listens_max,
             ears_max: quarter.min(limits.ears_max),
             ..limits
         }
@@ -137,6 +142,8 @@ pub(super) struct Uplift {
     parked: Arc<Parked>,
     crowd: Arc<Crowd>,
     ears: Arc<Semaphore>,
+    /// For the streams of sessions that are listened to; `ears` come first.
+    ears_of_listeners: Arc<Semaphore>,
     /// "Session lost" is said before the call was carried out: over HTTP it is the whole answer to it. A process may die of
     /// the call itself.
     lost_means_not_run: bool,
@@ -152,6 +159,7 @@ impl Uplift {
             parked: Parked::new(config.name.clone(), limits),
             crowd: Arc::default(),
             ears: Arc::new(Semaphore::new(limits.ears_max)),
+            ears_of_listeners: Arc::new(Semaphore::new(limits.listens_max)),
             lost_means_not_run: matches!(config.transport, Transport::Http(_)),
             blame,
         }
@@ -187,7 +195,7 @@ impl Uplift {
             blame: self.blame.clone(),
         };
         let outcome = match asked.method {
-            Method::SubscriptionsListen => self.listen(permit, &asked, line, deadline).await,
+            Method::SubscriptionsListen => self.listen(permit, &asked, &line, deadline).await,
             Method::ServerDiscover => self.discover(permit, &asked, &line, deadline).await,
             _ if asked.state.is_some() => self.resume(permit, asked, deadline).await,
             _ => self.run(permit, message, asked, &line, deadline).await,
@@ -215,14 +223,27 @@ impl Uplift {
         Ok(whole(answer::discovered(asked, &session.hello, listens)))
     }
 
-    async fn listen(&self, permit: &Permit, asked: &Asked, line: Line, deadline: Instant) -> Result<Answer, Error> {
+    async fn listen(&self, permit: &Permit, asked: &Asked, line: &Line, deadline: Instant) -> Result<Answer, Error> {
         let limits = &self.limits;
         let place = self.crowd.enter(permit.owner(), limits.listens_max, limits.listens_per_principal_max);
         let place = place.ok_or_else(|| self.blame.unavailable("too many subscriptions are open"))?;
-        Ok(match listen::listen(asked, line, place, deadline).await? {
-            Ok(content) => Answer { status: 200, session: None, content },
-            Err(what) => whole(answer::failure(&asked.id, 400, error::INVALID_PARAMS, what, None)),
-        })
+        let wanted = match Filter::read(asked.params.as_ref()) {
+            Ok(wanted) => wanted,
+            Err(what) => return Ok(whole(answer::failure(&asked.id, 400, error::INVALID_PARAMS, what, None))),
+        };
+        let places = [&self.ears, &self.ears_of_listeners];
+        let mut first = true;
+        loop {
+            let taken = self.take(permit, asked, line, deadline).await?;
+            match listen::listen(asked, wanted.clone(), &taken, &places, deadline).await {
+                // To listen twice does nothing twice.
+                Err(Error::SessionLost { .. }) if first => first = false,
+                outcome => {
+                    let content = outcome?.into_content(place);
+                    return Ok(Answer { status: 200, session: None, content });
+                }
+            }
+        }
     }
 
     async fn run(

@@ -1,6 +1,8 @@
-//! `subscriptions/listen` at a legacy upstream: a session of its own, its GET stream, and its resource subscriptions.
+//! `subscriptions/listen` at a legacy upstream: in the session of its caller's calls, because many servers tell of changes
+//! only there; from the session's GET stream, which all its listeners share.
 
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -9,22 +11,28 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use futures_util::stream::BoxStream;
+use tokio::sync::Semaphore;
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
 
 use super::answer;
 use super::answer::Came;
 use super::answer::SUBSCRIPTION_ID;
+use super::ear;
+use super::ear::Stage;
+use super::ear::Told;
 use super::json;
 use super::json::Members;
 use super::json::Object;
 use super::json::quoted;
 use super::request::Asked;
+use super::sessions::Taken;
+use super::watches::Watches;
+use super::watches::Watching;
 use crate::backend::Content;
 use crate::backend::Error;
 use crate::backend::remote::left;
 use crate::backend::remote::outcome::Outcome;
-use crate::backend::remote::session::Introduction;
-use crate::backend::remote::session::Line;
 use crate::backend::remote::session::Session;
 use crate::mcp::Id;
 use crate::mcp::Method;
@@ -41,6 +49,11 @@ const TOOLS: &str = "notifications/tools/list_changed";
 const PROMPTS: &str = "notifications/prompts/list_changed";
 const RESOURCES: &str = "notifications/resources/list_changed";
 const UPDATED: &str = "notifications/resources/updated";
+
+/// Is it what listeners are told?
+pub(super) fn is_change(method: &str) -> bool {
+    [TOOLS, PROMPTS, RESOURCES, UPDATED].contains(&method)
+}
 
 /// How many listen, in all and of each principal.
 #[derive(Default)]
@@ -80,8 +93,8 @@ impl Drop for Place {
 }
 
 /// What a client wants to hear of, or what it will.
-#[derive(Debug, Default, Eq, PartialEq)]
-struct Filter {
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct Filter {
     tools: bool,
     prompts: bool,
     resources: bool,
@@ -89,19 +102,27 @@ struct Filter {
 }
 
 impl Filter {
-    fn read(params: Option<&Bytes>) -> Result<Filter, &'static str> {
+    /// # Errors
+    /// What is wrong with it, in words for the client.
+    pub(super) fn read(params: Option<&Bytes>) -> Result<Filter, &'static str> {
         let malformed = "params.notifications must be an object";
         let params = Members::read(params.ok_or(malformed)?)?;
         let wanted = params.find("notifications").ok_or(malformed)?;
         let wanted = Members::read(wanted.as_bytes()).map_err(|_| malformed)?;
         let flag = |key: &str| wanted.find(key) == Some("true");
         let uris = wanted.find("resourceSubscriptions");
-        let uris = uris.map(serde_json::from_str).transpose();
+        let uris = uris.map(serde_json::from_str::<Vec<String>>).transpose();
+        let mut uris = uris.map_err(|_| "resourceSubscriptions must be an array of URIs")?.unwrap_or_default();
+        let mut met = HashSet::new();
+        uris.retain(|uri| met.insert(uri.clone()));
+        if uris.len() > RESOURCES_MAX {
+            return Err("resourceSubscriptions is too long");
+        }
         Ok(Filter {
             tools: flag("toolsListChanged"),
             prompts: flag("promptsListChanged"),
             resources: flag("resourcesListChanged"),
-            uris: uris.map_err(|_| "resourceSubscriptions must be an array of URIs")?.unwrap_or_default(),
+            uris,
         })
     }
 
@@ -121,14 +142,23 @@ impl Filter {
         }
     }
 
-    fn wants(&self, method: &str) -> bool {
+    fn wants(&self, method: &str, params: Option<&str>, watches: &Watches) -> bool {
         match method {
             TOOLS => self.tools,
             PROMPTS => self.prompts,
             RESOURCES => self.resources,
-            // A server may tell of a part of what is watched, under a URI of its own.
-            UPDATED => !self.uris.is_empty(),
+            UPDATED => self.watches(params, watches),
             _ => false,
+        }
+    }
+
+    fn watches(&self, params: Option<&str>, watches: &Watches) -> bool {
+        let uri = params.and_then(|params| Members::read(params.as_bytes()).ok()?.text("uri"));
+        match uri {
+            Some(uri) if self.uris.iter().any(|own| **own == *uri) => true,
+            // A server may tell of a part of what is watched, under a URI of its own; what only others watch is theirs.
+            Some(uri) => !self.uris.is_empty() && !watches.has(&uri),
+            None => false,
         }
     }
 
@@ -160,109 +190,96 @@ fn meta(id: &Id) -> String {
     meta.finish()
 }
 
-/// The stream that answers `subscriptions/listen`: the acknowledgement of what is honoured, then the changes.
+/// The stream that answers `subscriptions/listen`: the acknowledgement of what is honoured, then the changes. `places`: for
+/// the session's stream, if it has none yet.
 ///
 /// # Errors
-/// Outer: the upstream cannot be asked. Inner: the request is malformed, in words for its client.
+/// The upstream cannot be asked. [`Error::SessionLost`]: it does not know the session, which is good for nothing then.
 pub(super) async fn listen(
     asked: &Asked,
-    line: Line,
-    place: Place,
+    wanted: Filter,
+    taken: &Taken,
+    places: &[&Arc<Semaphore>],
     deadline: Instant,
-) -> Result<Result<Content, &'static str>, Error> {
-    let wanted = match Filter::read(asked.params.as_ref()) {
-        Ok(wanted) if wanted.uris.len() > RESOURCES_MAX => return Ok(Err("resourceSubscriptions is too long")),
-        Ok(wanted) => wanted,
-        Err(what) => return Ok(Err(what)),
-    };
-    let who = Introduction { info: asked.info.clone(), capabilities: None };
-    let session = Arc::new(Session::open(line, &who, deadline).await?);
-    let wanted = wanted.within(&session);
-    let stream = if wanted.is_empty() { None } else { open(&session, deadline).await };
-    let mut honoured = match stream {
-        Some(_) => wanted,
-        None => Filter::default(),
-    };
-    let mut watching = Watching { session, uris: Vec::new(), _place: place };
-    for uri in std::mem::take(&mut honoured.uris) {
+) -> Result<Listening, Error> {
+    let session = &taken.session;
+    let wanted = wanted.within(session);
+    if wanted.is_empty() {
+        return Ok(Listening::deaf(asked));
+    }
+    // Before there is a stream: nothing that comes on it may be missed.
+    let changes = session.ears.listener();
+    match ear::open(session, places, left(deadline).min(OPEN_TIMEOUT)).await {
+        Stage::Open => {}
+        _ if taken.reused && is_forgotten(session, deadline).await => {
+            session.lose();
+            return Err(session.blame().session_lost());
+        }
+        // It was there before, and may be again: nothing that the client should settle for.
+        Stage::Broken | Stage::Paused => {
+            return Err(session.blame().unavailable("the stream of its session is interrupted"));
+        }
+        Stage::Untried | Stage::Opening | Stage::Late | Stage::Absent => return Ok(Listening::deaf(asked)),
+    }
+    let mut honoured = Filter { uris: Vec::new(), ..wanted };
+    let mut watching = Watching::new(session.clone());
+    for uri in wanted.uris {
         if watching.watch(&uri, deadline).await {
             honoured.uris.push(uri);
         }
     }
-    let first = Event::message(honoured.acknowledgement(&asked.id));
-    let listening = Listening { first: Some(first), stream, honoured, watching, id: asked.id.clone(), over: false };
-    let events = futures_util::stream::unfold(listening, |mut listening| async move {
-        listening.next().await.map(|event| (event, listening))
-    });
-    Ok(Ok(Content::Events(events.boxed())))
+    // After the listener is known to the session: whatever ends it later is told.
+    if session.is_over() {
+        return Err(session.blame().session_lost());
+    }
+    Ok(Listening {
+        first: Some(Event::message(honoured.acknowledgement(&asked.id))),
+        heard: Some(Heard { changes, honoured, watching }),
+        id: asked.id.clone(),
+        over: false,
+    })
 }
 
-/// The session's stream, if its server has one.
-pub(super) async fn open(
-    session: &Arc<Session>,
-    deadline: Instant,
-) -> Option<BoxStream<'static, Result<Event, Error>>> {
-    let patience = left(deadline).min(OPEN_TIMEOUT);
-    let answer = session.stream(None, Instant::now() + patience).await;
-    match answer.map(|answer| answer.content) {
-        Ok(Content::Events(stream)) => Some(stream),
-        Ok(Content::Json(_) | Content::Empty) | Err(_) => None,
+/// Has the server forgotten a session that was opened earlier?
+async fn is_forgotten(session: &Session, deadline: Instant) -> bool {
+    let outcome = session.request(Method::Ping, Bytes::from_static(b"{}"), deadline).await;
+    match outcome {
+        Ok(Outcome::Refused { code }) => session.has_id() && error::is_legacy(code),
+        Err(Error::SessionLost { .. }) => true,
+        Ok(Outcome::Result(_)) | Err(_) => session.is_over(),
     }
 }
 
-/// The subscriptions of one stream; undone when dropped, before the session ends.
-struct Watching {
-    session: Arc<Session>,
-    uris: Vec<String>,
-    _place: Place,
+struct Heard {
+    changes: broadcast::Receiver<Told>,
+    honoured: Filter,
+    /// Keeps the session too.
+    watching: Watching,
 }
 
-impl Watching {
-    async fn watch(&mut self, uri: &str, deadline: Instant) -> bool {
-        let params = format!(r#"{{"uri":{}}}"#, quoted(uri));
-        let outcome = self.session.request(Method::ResourcesSubscribe, params.into(), deadline).await;
-        let watched = matches!(outcome, Ok(Outcome::Result(_)));
-        if watched {
-            self.uris.push(uri.to_owned());
-        }
-        watched
-    }
-}
-
-impl Drop for Watching {
-    fn drop(&mut self) {
-        const UNDO_TIMEOUT: Duration = Duration::from_secs(10);
-        let uris = std::mem::take(&mut self.uris);
-        if uris.is_empty() || self.session.is_over() {
-            return;
-        }
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return;
-        };
-        let session = self.session.clone();
-        runtime.spawn(async move {
-            let deadline = Instant::now() + UNDO_TIMEOUT;
-            for uri in uris {
-                let params = format!(r#"{{"uri":{}}}"#, quoted(&uri));
-                if session.request(Method::ResourcesUnsubscribe, params.into(), deadline).await.is_err() {
-                    break;
-                }
-            }
-        });
-    }
-}
-
-struct Listening {
+/// One client's share of what a session's stream tells.
+pub(super) struct Listening {
     first: Option<Event>,
     /// `None`: there is nothing to hear, and the client was told so; the stream stays open until it leaves.
-    stream: Option<BoxStream<'static, Result<Event, Error>>>,
-    honoured: Filter,
-    watching: Watching,
+    heard: Option<Heard>,
     id: Id,
     over: bool,
 }
 
 impl Listening {
+    fn deaf(asked: &Asked) -> Listening {
+        let first = Event::message(Filter::default().acknowledgement(&asked.id));
+        Listening { first: Some(first), heard: None, id: asked.id.clone(), over: false }
+    }
+
+    /// `place` is given back with the stream.
+    pub(super) fn into_content(self, place: Place) -> Content {
+        let events = futures_util::stream::unfold((self, place), |(mut listening, place)| async move {
+            listening.next().await.map(|event| (event, (listening, place)))
+        });
+        Content::Events(events.boxed())
+    }
+
     async fn next(&mut self) -> Option<Result<Event, Error>> {
         if let Some(first) = self.first.take() {
             return Some(Ok(first));
@@ -270,25 +287,24 @@ impl Listening {
         if self.over {
             return None;
         }
-        let Some(stream) = &mut self.stream else {
+        let Some(heard) = &mut self.heard else {
             return std::future::pending().await;
         };
         loop {
-            match stream.next().await {
-                Some(Ok(event)) => {
-                    let message = event.data.filter(|data| !data.is_empty());
-                    if let Some(change) =
-                        message.and_then(|message| change(&self.watching.session, &self.honoured, &self.id, &message))
-                    {
+            match heard.changes.recv().await {
+                Ok(Told::Change(message)) => {
+                    if let Some(change) = heard.change(&self.id, &message) {
                         return Some(Ok(Event::message(change)));
                     }
                 }
-                Some(Err(error)) => {
+                // An end by error: the client listens anew and looks at everything again.
+                Ok(Told::Lost) | Err(RecvError::Lagged(_)) => {
                     self.over = true;
-                    return Some(Err(error));
+                    let blame = heard.watching.session().blame();
+                    return Some(Err(blame.unavailable("changes came faster than they were taken")));
                 }
                 // SPEC: basic/patterns/subscriptions: a graceful end is the response to the request.
-                None => {
+                Ok(Told::End) | Err(RecvError::Closed) => {
                     self.over = true;
                     let result = format!(r#"{{"resultType":"complete","_meta":{}}}"#, meta(&self.id));
                     return Some(Ok(Event::message(json::response(self.id.as_json(), "result", &result))));
@@ -298,21 +314,15 @@ impl Listening {
     }
 }
 
-fn change(session: &Arc<Session>, honoured: &Filter, id: &Id, message: &[u8]) -> Option<Bytes> {
-    match answer::read(message) {
-        Ok(Came::Notification { method, params }) if honoured.wants(&method) => {
-            answer::subscribed(id, &method, params).ok()
+impl Heard {
+    fn change(&self, id: &Id, message: &[u8]) -> Option<Bytes> {
+        let watches = &self.watching.session().ears.watches;
+        match answer::read(message) {
+            Ok(Came::Notification { method, params }) if self.honoured.wants(&method, params, watches) => {
+                answer::subscribed(id, &method, params).ok()
+            }
+            Ok(_) | Err(_) => None,
         }
-        Ok(Came::Request { id, method, .. }) if method == Method::Ping.as_str() => {
-            session.respond_later(id, r#""result":{}"#.to_owned());
-            None
-        }
-        Ok(Came::Request { id, .. }) => {
-            let code = error::METHOD_NOT_FOUND;
-            session.respond_later(id, format!(r#""error":{{"code":{code},"message":"not on this stream"}}"#));
-            None
-        }
-        Ok(_) | Err(_) => None,
     }
 }
 
@@ -331,12 +341,14 @@ mod tests {
             filter.acknowledgement(&id),
             r#"{"jsonrpc":"2.0","method":"notifications/subscriptions/acknowledged","params":{"notifications":{"toolsListChanged":true,"resourceSubscriptions":["a://\"b"]},"_meta":{"io.modelcontextprotocol/subscriptionId":"listen:0"}}}"#
         );
+        let watches = Watches::default();
+        let wants = |method: &str, params: &str| filter.wants(method, Some(params), &watches);
+        assert!(wants(TOOLS, "{}") && !wants(PROMPTS, "{}") && !wants("notifications/message", "{}"));
         assert!(
-            filter.wants(TOOLS)
-                && filter.wants(UPDATED)
-                && !filter.wants(PROMPTS)
-                && !filter.wants("notifications/message")
+            wants(UPDATED, r#"{"uri":"a://\"b"}"#) && wants(UPDATED, r#"{"uri":"a://part"}"#) && !wants(UPDATED, "{}")
         );
+        let twice = read(r#"{"notifications":{"resourceSubscriptions":["a","b","a"]}}"#).expect("a filter");
+        assert_eq!(twice.uris, ["a", "b"]);
         assert!(read("{}").is_err() && read(r#"{"notifications":{"resourceSubscriptions":[1]}}"#).is_err());
         assert!(Filter::default().is_empty());
     }

@@ -120,7 +120,10 @@ impl Pool {
         if let Some(session) = place.as_ref().filter(good) {
             return Ok(Taken { session: session.clone(), reused: true });
         }
-        *place = None;
+        if let Some(old) = place.take() {
+            // What listens to it would hear nothing of the calls that come.
+            old.ears.dismiss();
+        }
         let session = Arc::new(Session::open(line.clone(), who, deadline).await?);
         *place = Some(session.clone());
         Ok(Taken { session, reused: false })
