@@ -99,7 +99,11 @@ impl Rig {
     }
 
     pub fn admin_token(&self) -> String {
-        self.issuer.token("admin", "mcp.read mcp.write mcp.admin", AUDIENCE)
+        self.admin_named("admin")
+    }
+
+    pub fn admin_named(&self, subject: &str) -> String {
+        self.issuer.token(subject, "mcp.read mcp.write mcp.admin", AUDIENCE)
     }
 
     /// One modern request; gives status, headers and the JSON-RPC answer (from JSON or from the last event).
