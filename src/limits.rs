@@ -207,6 +207,16 @@ impl<C: Clock + Clone> Limits<C> {
         if is_open_ended(&permit.call().operation) { self.hold_stream(slot, principal.key(), tenant) } else { Ok(slot) }
     }
 
+    /// [`Limits::acquire`] for one open-ended stream, whatever it is made of.
+    ///
+    /// # Errors
+    /// The limit that says no.
+    pub fn acquire_stream(&self, principal: &Principal, backend: &str) -> Result<Slot, Limited> {
+        let tenant = principal.tenant.as_deref();
+        let slot = self.acquire(principal.key(), tenant, backend, None)?;
+        self.hold_stream(slot, principal.key(), tenant)
+    }
+
     /// Lets a slot hold an open-ended event stream too. An answer that turns out to be a stream needs none: it ends with
     /// its call, and calls have their own bound.
     fn hold_stream(&self, mut slot: Slot, principal: &Arc<str>, tenant: Option<&str>) -> Result<Slot, Limited> {

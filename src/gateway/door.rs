@@ -303,9 +303,8 @@ fn notified(seat: &Seat, message: &Message) {
 /// GET with `Last-Event-ID`: what the client missed of one stream of its session, and what is still to come of it.
 fn resume(errand: &Errand, seat: &Arc<Seat>, event_id: &str, open: &mut Open) -> Result<Outgoing, Rejection> {
     let slot = errand.connects(open)?;
-    let reload = *errand.reloads.borrow();
     let (line, number) = seat
-        .find_line(event_id, reload)
+        .find_line(event_id, line::Mark::of(errand))
         .ok_or(Rejection::BadRequest { what: "this Last-Event-ID is not known here" })?;
     let rest = (line.replay(number), news::Watch::of(errand), slot);
     let flow = stream::unfold(Some(rest), |rest| async move {

@@ -14,6 +14,7 @@ use serde_json::Value;
 use serde_json::json;
 use tokio::sync::mpsc;
 
+use crate::harness::AUDIENCE;
 use crate::harness::Answer;
 use crate::harness::Rig;
 use crate::harness::load;
@@ -515,6 +516,11 @@ async fn a_client_that_loses_its_connection_comes_back_for_the_rest() {
 
     let refused = watch(&rig, &other).header("last-event-id", &id).send().await.unwrap();
     assert_eq!(refused.status(), 400, "another session's stream");
+    let narrower = rig.issuer.token("viewer", "mcp.read mcp.else", AUDIENCE);
+    let request = rig.client.get(rig.url()).bearer_auth(narrower).header("accept", "text/event-stream");
+    let request = request.header("mcp-session-id", &own).header("mcp-protocol-version", "2025-11-25");
+    let refused = request.header("last-event-id", &id).send().await.unwrap();
+    assert_eq!(refused.status(), 400, "the same person, with another token than the answer was judged for");
     let mut rest = Reading::open(watch(&rig, &own).header("last-event-id", &id)).await;
     assert_eq!(rest.message().await["params"]["progress"], 2);
     upstream.send(progress(3)).unwrap();

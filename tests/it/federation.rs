@@ -465,6 +465,26 @@ impl Reader {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_to_several_backends_is_one_open_stream_of_its_caller() {
+    let ((a, ..), (b, ..)) = (teller("private").await, teller("private").await);
+    let rig = scripts(&[("a", &a.url), ("b", &b.url)], |file| {
+        file["limits"] = json!({ "principal": { "streams": 1 } });
+    })
+    .await;
+    let listen = || {
+        let params = json!({ "notifications": { "toolsListChanged": true } });
+        modern_request(&rig.client, &rig.url(), "subscriptions/listen", params).bearer_auth(rig.viewer()).send()
+    };
+    let first = listen().await.unwrap();
+    assert_eq!(first.status(), 200);
+    let second = Answer::of(listen().await.unwrap()).await;
+    assert_eq!(second.status, 429, "{}", second.text);
+    rig.record(|record| record["limit"] == "principal-streams").await;
+    drop(first);
+    rig.app.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_subscription_hears_all_backends_and_outlives_each() {
     let ((a, _, tell_a), (b, _, tell_b)) = (teller("private").await, teller("private").await);
     let plain = with_tools(&["x"]).await;

@@ -171,7 +171,8 @@ impl Desk {
         let (desk, mut hello) = (self.clone(), hello.clone());
         hello.kind = Kind::Request { id: Id::number(0) };
         let asking = tokio::spawn(async move {
-            let mut greeting = desk.greeting.lock().await;
+            let lock = pingora::time::timeout(GREETING_TIMEOUT, desk.greeting.lock()).await;
+            let mut greeting = lock.map_err(|_| desk.blame.timeout())?;
             if let Some(known) = &*greeting {
                 return Ok(known.clone());
             }
@@ -319,6 +320,10 @@ impl Desk {
                 };
                 state.used = Instant::now();
                 state.fruitful = true;
+                // A session is idle from its last answer on, not from its last question.
+                if let Some(guest) = &waiter.guest {
+                    state.guests.touch(guest);
+                }
                 let id = waiter.id.as_json();
                 let mut edits = vec![place];
                 edits.extend(waiter.subscription.then(|| relay::subscription_in_result(line, number)).flatten());

@@ -19,6 +19,7 @@ use futures_util::stream;
 use futures_util::stream::BoxStream;
 use tokio::sync::Notify;
 
+use crate::gateway::errand::Errand;
 use crate::gateway::error_body;
 use crate::gateway::flow::Passing;
 use crate::mcp::Era;
@@ -42,13 +43,27 @@ const KEPT: Duration = Duration::from_secs(120);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Budget(Arc<AtomicUsize>);
 
+/// What an answer was judged under: the configuration, and all of the caller that policy sees. The same person may come
+/// back with a token that allows less.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Mark {
+    reload: u64,
+    authority: u128,
+}
+
+impl Mark {
+    pub(super) fn of(errand: &Errand) -> Mark {
+        Mark { reload: *errand.reloads.borrow(), authority: errand.principal.authority() }
+    }
+}
+
 pub(super) struct Line {
     /// Unguessable: it names the stream in event ids.
     pub(super) name: String,
     /// The request that it answers.
     id: Id,
-    /// The configuration it began under: nothing is replayed under another.
-    pub(super) reload: u64,
+    /// What it was judged under: nothing is replayed under another configuration, or to another authority.
+    pub(super) mark: Mark,
     /// Do its events have ids?
     mints: bool,
     state: Mutex<State>,
@@ -72,11 +87,11 @@ struct State {
 }
 
 impl Line {
-    pub(super) fn new(name: String, id: &Id, version: &str, reload: u64, budget: &Budget) -> Arc<Line> {
+    pub(super) fn new(name: String, id: &Id, version: &str, mark: Mark, budget: &Budget) -> Arc<Line> {
         let line = Line {
             name,
             id: id.clone(),
-            reload,
+            mark,
             mints: version >= "2025-03-26",
             state: Mutex::default(),
             moved: Notify::new(),
@@ -282,7 +297,7 @@ mod tests {
     }
 
     fn line(version: &str) -> Arc<Line> {
-        Line::new("s".into(), &Id::number(7), version, 0, &Budget::default())
+        Line::new("s".into(), &Id::number(7), version, Mark::default(), &Budget::default())
     }
 
     async fn next(stream: &mut BoxStream<'static, Passing>) -> (Option<String>, String) {

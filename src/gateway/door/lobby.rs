@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
+use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
@@ -21,6 +22,7 @@ use tokio::sync::watch;
 
 use super::line::Budget;
 use super::line::Line;
+use super::line::Mark;
 use super::session::Guest;
 use super::session::unguessable;
 use crate::gateway::Rejection;
@@ -39,7 +41,8 @@ const SWEEP: Duration = Duration::from_secs(10);
 
 /// Sessions that were ended are known as such for as long as their ids would open.
 const ENDED_MAX: u64 = 100_000;
-const ENDED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
+/// The longest that a session may last by configuration.
+const ENDED_FOR: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// Of one session at once.
 const RUNNING_MAX: usize = 256;
@@ -86,7 +89,12 @@ pub(super) type Subscription = Option<BoxStream<'static, Passing>>;
 impl Default for Lobby {
     fn default() -> Self {
         let seats = Seats { by_nonce: HashMap::new(), by_owner: HashMap::new(), swept: Instant::now() };
-        let ended = Cache::builder().max_capacity(ENDED_MAX).time_to_live(ENDED_FOR).build();
+        let ended = Cache::builder()
+            .max_capacity(ENDED_MAX)
+            // The newest must always find room.
+            .eviction_policy(EvictionPolicy::lru())
+            .time_to_live(ENDED_FOR)
+            .build();
         Lobby { seats: Mutex::new(seats), ended, budget: Budget::default() }
     }
 }
@@ -254,7 +262,7 @@ impl Seat {
     /// A new line for the events of one answer. The oldest that has ended gives way to it.
     pub(super) fn line(&self, errand: &Errand, id: &Id, version: &str) -> Result<Arc<Line>, Rejection> {
         let name = unguessable().ok_or(Rejection::Internal)?;
-        let line = Line::new(name, id, version, *errand.reloads.borrow(), &self.budget);
+        let line = Line::new(name, id, version, Mark::of(errand), &self.budget);
         let mut state = self.state();
         state.lines.retain(|line| !line.is_over());
         if state.lines.len() >= LINES_MAX {
@@ -267,10 +275,10 @@ impl Seat {
     }
 
     /// The line that an event id of this session names, and the event's number in it.
-    pub(super) fn find_line(&self, event_id: &str, reload: u64) -> Option<(Arc<Line>, u64)> {
+    pub(super) fn find_line(&self, event_id: &str, mark: Mark) -> Option<(Arc<Line>, u64)> {
         let (name, number) = event_id.rsplit_once('-')?;
         let state = self.state();
-        let line = state.lines.iter().find(|line| line.name == name && line.reload == reload)?;
+        let line = state.lines.iter().find(|line| line.name == name && line.mark == mark)?;
         Some((line.clone(), number.parse().ok()?))
     }
 

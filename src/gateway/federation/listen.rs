@@ -57,7 +57,8 @@ impl Federation {
         open.to(&ALL.into());
         let watched = self.watched(&message)?;
         let wanted = wanted(&message);
-        let slot = self.slot()?;
+        let limits = &self.errand.house.limits;
+        let slot = Arc::new(limits.acquire_stream(&self.errand.principal, ALL)?);
         let asked = (0..self.names.shares().len()).filter_map(|share| part_of(&message, &wanted, share, &watched));
         let begun = asked.map(|(share, message)| Source::begin(self, share, message, &slot, open.branch()));
         let begun = join_all(begun.collect::<Vec<_>>()).await;
@@ -81,7 +82,14 @@ impl Federation {
                     silence.push(Silence::ForNow(rejection));
                     sources.push(source);
                 }
-                Err(other) => silence.push(other),
+                Err(other) => {
+                    // Whose resources may not be known is like whose do not exist.
+                    let own = watched.iter().find(|one| one.found.share == source.share());
+                    if let (Silence::Denied(Rejection::InsufficientScope { .. }), Some(one)) = (&other, own) {
+                        return Err(Rejection::UnknownResource { uri: one.shown.clone() });
+                    }
+                    silence.push(other);
+                }
             }
         }
         if live == 0 {

@@ -207,7 +207,10 @@ impl Listening {
             };
             match flow.next().await {
                 Some(Passing::Message(event)) => {
-                    self.opened = 0;
+                    // An event without a message is no sign of life: such a server is asked again after a pause.
+                    if event.data.as_ref().is_some_and(|data| !data.is_empty()) {
+                        self.opened = 1;
+                    }
                     return Some((Heard::Event(event), Some(self)));
                 }
                 // Every message of the client is judged by its own token; the stream's is watched by the stream.

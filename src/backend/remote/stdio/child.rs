@@ -76,8 +76,8 @@ pub(super) struct Child {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Ending {
     No,
-    /// It closed its output and can answer nobody any more.
-    OutputClosed,
+    /// It closed its output or its input and can answer nobody any more.
+    Closed,
     Wanted,
 }
 
@@ -128,7 +128,7 @@ impl Child {
             ending: watch::Sender::new(Ending::No),
             ended: OnceLock::new(),
         });
-        tokio::spawn(write_lines(stdin, to_write, child.ending.subscribe()));
+        tokio::spawn(write_lines(child.clone(), stdin, to_write));
         tokio::spawn(log_lines(stderr, config.name.clone()));
         let reading = tokio::spawn(read_lines(child.clone(), stdout));
         tokio::spawn(keep(child.clone(), process, group, reading, stdio.idle_timeout, home));
@@ -137,6 +137,17 @@ impl Child {
 
     pub(super) fn is_over(&self) -> bool {
         self.ended.get().is_some()
+    }
+
+    /// It closed its output or its input.
+    fn closed(&self) {
+        self.ending.send_if_modified(|ending| {
+            let first = *ending == Ending::No;
+            if first {
+                *ending = Ending::Closed;
+            }
+            first
+        });
     }
 
     /// Nothing new is to begin in it.
@@ -266,16 +277,19 @@ async fn end(process: &mut tokio::process::Child, group: &Group) {
     }
 }
 
-async fn write_lines(mut stdin: ChildStdin, mut lines: mpsc::Receiver<Bytes>, mut ending: watch::Receiver<Ending>) {
+async fn write_lines(child: Arc<Child>, mut stdin: ChildStdin, mut lines: mpsc::Receiver<Bytes>) {
+    let mut ending = child.ending.subscribe();
     let writing = async {
         while let Some(line) = lines.recv().await {
             if stdin.write_all(&line).await.is_err() || stdin.flush().await.is_err() {
-                return;
+                return true;
             }
         }
+        false
     };
     tokio::select! {
-        () = writing => {}
+        // A process that takes nothing any more serves nobody, though it may live on.
+        broken = writing => if broken { child.closed() },
         _ = told_to_end(&mut ending) => {}
     }
 }
@@ -290,13 +304,7 @@ async fn read_lines(child: Arc<Child>, stdout: ChildStdout) {
             None => break,
         }
     }
-    child.ending.send_if_modified(|ending| {
-        let first = *ending == Ending::No;
-        if first {
-            *ending = Ending::OutputClosed;
-        }
-        first
-    });
+    child.closed();
 }
 
 async fn log_lines(stderr: ChildStderr, backend: Arc<str>) {

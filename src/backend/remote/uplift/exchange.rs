@@ -185,6 +185,9 @@ impl Exchange {
 
     /// What has come already belongs to the same answer if it is a question too; the rest waits.
     fn gather(&mut self, asked: &Asked) -> Result<(), Error> {
+        if self.backlog.iter().any(|item| matches!(item, Item::Whole(..))) {
+            return Ok(());
+        }
         while let Some(item) = self.item().now_or_never() {
             match item? {
                 Item::Message(message) if self.is_question(asked, &message) => {
@@ -216,7 +219,10 @@ impl Exchange {
                         heard = self.ear.hear() => return Ok(Item::Message(heard)),
                     };
                     match answer.content {
-                        Content::Json(body) => return Ok(Item::Whole(answer.status, body)),
+                        Content::Json(body) => {
+                            self.source = Source::Over;
+                            return Ok(Item::Whole(answer.status, body));
+                        }
                         Content::Events(events) => self.source = Source::Events(events),
                         Content::Empty => {
                             self.source = Source::Over;
@@ -258,12 +264,13 @@ impl Exchange {
         let (session, pause, last) = (self.session.clone(), self.resume.pause, self.resume.last_event_id.clone());
         self.source = Source::Asked(tokio::spawn(async move {
             tokio::time::sleep(pause).await;
-            let answer = session.stream(last, Instant::now() + CALL_TIMEOUT).await?;
-            match answer.content {
-                Content::Events(_) => Ok(answer),
-                Content::Json(_) | Content::Empty => {
+            match session.stream(last, Instant::now() + CALL_TIMEOUT).await {
+                Ok(answer) if matches!(answer.content, Content::Events(_)) => Ok(answer),
+                // Also when the session is said to be lost: the call was carried out, nothing may send it again.
+                Ok(_) | Err(Error::SessionLost { .. }) => {
                     Err(session.blame().unavailable("the stream ended without an answer and cannot be resumed"))
                 }
+                Err(error) => Err(error),
             }
         }));
         Ok(())
@@ -369,19 +376,24 @@ impl Resume {
 impl Drop for Exchange {
     fn drop(&mut self) {
         let source = std::mem::replace(&mut self.source, Source::Over);
-        if matches!(source, Source::Over) || self.session.is_over() {
-            return;
-        }
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+        let over = matches!(source, Source::Over);
+        let asked = match source {
+            Source::Asked(asked) => Some(asked),
+            Source::Events(_) | Source::Over => None,
+        };
+        let runtime = tokio::runtime::Handle::try_current().ok().filter(|_| !over && !self.session.is_over());
+        let Some(runtime) = runtime else {
+            // Nobody can be told, but nothing runs on for nobody either.
+            asked.iter().for_each(JoinHandle::abort);
             return;
         };
+        // A server must not wait for ever for what it asked.
+        self.refuse_questions("the client of this call left");
         let (session, number) = (self.session.clone(), self.number);
         runtime.spawn(async move {
             let params = format!(r#"{{"requestId":{number},"reason":"the client left"}}"#);
             session.notify(Method::NotificationsCancelled, params).await;
-            if let Source::Asked(asked) = source {
-                asked.abort();
-            }
+            asked.iter().for_each(JoinHandle::abort);
         });
     }
 }

@@ -71,11 +71,11 @@ impl Crowd {
     pub(super) fn enter(self: &Arc<Self>, principal: &Arc<str>, all_max: usize, own_max: usize) -> Option<Place> {
         let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
         let all: usize = count.values().sum();
-        let own = count.entry(principal.clone()).or_default();
-        if all >= all_max || *own >= own_max {
+        // A refused principal leaves nothing behind.
+        if all >= all_max || count.get(principal).copied().unwrap_or(0) >= own_max {
             return None;
         }
-        *own += 1;
+        *count.entry(principal.clone()).or_default() += 1;
         Some(Place { crowd: self.clone(), principal: principal.clone() })
     }
 }
