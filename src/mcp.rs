@@ -7,6 +7,7 @@ mod incoming;
 mod jsonrpc;
 pub mod list;
 mod message;
+pub mod meta;
 pub mod sse;
 
 pub use era::Era;
@@ -19,6 +20,7 @@ pub use headers::mirror;
 pub use headers::mirrored;
 pub use incoming::Incoming;
 pub use jsonrpc::Id;
+pub use jsonrpc::quoted;
 pub use message::Fault;
 pub use message::FaultKind;
 pub use message::Kind;

@@ -61,6 +61,11 @@ impl Id {
     }
 }
 
+/// A text as a JSON string.
+pub fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
 /// Members that somebody judges: of one object, and of the objects in it that hold more of them.
 #[derive(Debug)]
 pub struct Judged {

@@ -5,14 +5,13 @@ use std::borrow::Cow;
 use bytes::Bytes;
 
 use super::json::Object;
-use super::json::quoted;
 use super::session::Announced;
 use crate::mcp::Id;
 use crate::mcp::Method;
 use crate::mcp::error;
-
-const SERVER: &str = "io.modelcontextprotocol/serverInfo";
-const SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
+use crate::mcp::meta::SERVER_INFO;
+use crate::mcp::meta::SUBSCRIPTION_ID;
+use crate::mcp::quoted;
 
 /// Requests that one answer may ask of the client.
 const ASKS_MAX: usize = 16;
@@ -90,7 +89,7 @@ pub(super) fn read(body: &[u8], id: &Id, method: Method, version: &str) -> Resul
     for name in ["resultType", "ttlMs", "cacheScope"] {
         result.remove(name);
     }
-    without_meta(&mut result, SERVER);
+    without_meta(&mut result, SERVER_INFO);
     match method {
         Method::ToolsCall => {
             // SPEC: up to 2025-11-25 structured content is an object; the text says the same.
@@ -252,7 +251,7 @@ pub(super) fn news(body: &Bytes) -> Option<Bytes> {
     let params = {
         let mut params = envelope.object("params");
         if let Some(params) = &mut params {
-            without_meta(params, SUBSCRIPTION);
+            without_meta(params, SUBSCRIPTION_ID);
         }
         params.map(|params| params.to_string())
     };
@@ -296,7 +295,7 @@ pub(super) fn initialized(body: &[u8], version: &str) -> Result<(String, Announc
         logging: capabilities.get("logging").is_some(),
     };
     let meta = result.object("_meta");
-    let server = meta.as_ref().and_then(|meta| meta.get(SERVER)).filter(|server| server.starts_with('{'));
+    let server = meta.as_ref().and_then(|meta| meta.get(SERVER_INFO)).filter(|server| server.starts_with('{'));
     let ours = || format!(r#"{{"name":"wardgate","version":"{}"}}"#, env!("CARGO_PKG_VERSION"));
     let mut out = Object::default();
     out.set("protocolVersion", quoted(version));

@@ -21,7 +21,6 @@ use super::answer::Ask;
 use super::answer::Said;
 use super::answer::Topic;
 use super::json::Object;
-use super::json::quoted;
 use super::line::Line;
 use super::lobby::Running;
 use super::lobby::Seat;
@@ -40,6 +39,7 @@ use crate::mcp::Id;
 use crate::mcp::Message;
 use crate::mcp::Method;
 use crate::mcp::error;
+use crate::mcp::quoted;
 use crate::mcp::sse::Event;
 
 /// How often one call may ask the client for input.

@@ -10,11 +10,11 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::json::Object;
-use super::json::quoted;
 use crate::gateway::Purpose;
 use crate::gateway::errand::Errand;
 use crate::gateway::legacy;
 use crate::mcp::LEGACY_VERSIONS;
+use crate::mcp::quoted;
 
 /// A client's description of itself is carried in every session id: a longer one is cut down to name and version.
 const CLIENT_BYTES_MAX: usize = 512;

@@ -9,6 +9,7 @@ use crate::gateway::Rejection;
 use crate::mcp::Message;
 use crate::mcp::Method;
 use crate::mcp::Reference;
+use crate::mcp::quoted;
 use crate::route::Found;
 use crate::route::Names;
 
@@ -37,7 +38,7 @@ impl Aim {
         let raw = message.params.raw.take().unwrap_or_default();
         let replaced = place(&raw, message.method, kind).map(|value| {
             let mut edits = Edits::of(&raw);
-            edits.replace(value, splice::quoted(&name));
+            edits.replace(value, quoted(&name));
             edits.finish()
         });
         let Some(replaced) = replaced else { return Err((wanted, Rejection::Internal)) };

@@ -18,6 +18,7 @@ use crate::mcp::Id;
 use crate::mcp::Kind;
 use crate::mcp::MODERN_VERSIONS;
 use crate::mcp::Message;
+use crate::mcp::meta::SERVER_INFO;
 
 /// What a route can relay. Extensions are between one client and one server.
 const CAPABILITIES: [&str; 5] = ["completions", "logging", "prompts", "resources", "tools"];
@@ -71,7 +72,7 @@ impl Federation {
         }
         let whole = answers.missing.is_empty() && ttl_ms < u64::MAX;
         let info = json!({ "name": "wardgate", "version": env!("CARGO_PKG_VERSION") });
-        let mut meta = Map::from_iter([("io.modelcontextprotocol/serverInfo".to_owned(), info)]);
+        let mut meta = Map::from_iter([(SERVER_INFO.to_owned(), info)]);
         if !answers.missing.is_empty() {
             meta.insert(PARTIAL.to_owned(), json!(fan::named(&answers.missing)));
         }

@@ -36,11 +36,12 @@ use crate::mcp::FaultKind;
 use crate::mcp::Id;
 use crate::mcp::Message;
 use crate::mcp::Method;
+use crate::mcp::meta::SUBSCRIPTION_ID;
+use crate::mcp::quoted;
 use crate::mcp::sse::Event;
 use crate::route::Found;
 use crate::route::Names;
 
-const SUBSCRIPTION_ID: &str = "io.modelcontextprotocol/subscriptionId";
 const TOOLS: &str = "notifications/tools/list_changed";
 const PROMPTS: &str = "notifications/prompts/list_changed";
 const RESOURCES: &str = "notifications/resources/list_changed";
@@ -293,7 +294,7 @@ impl FanIn {
             let watched: &HashSet<String> = &self.granted.topics.resource_subscriptions;
             // SPEC: server/resources §Subscriptions: the update may be about a part of what is watched.
             let about = watched.contains(&uri) || watched.iter().any(|watched| uri.starts_with(watched.as_str()));
-            return about.then(|| notification(UPDATED, &self.id, &format!(r#","uri":{}"#, splice::quoted(&uri))));
+            return about.then(|| notification(UPDATED, &self.id, &format!(r#","uri":{}"#, quoted(&uri))));
         }
         let method = self.granted.lists().find(|method| *method == heard.method)?;
         Some(notification(method, &self.id, ""))

@@ -28,6 +28,7 @@ use crate::mcp::Message;
 use crate::mcp::Params;
 use crate::mcp::list::ListKind;
 use crate::mcp::list::Page;
+use crate::mcp::quoted;
 use crate::route::Names;
 
 /// A page of a merged list. What does not fit comes on the next one.
@@ -260,7 +261,7 @@ fn part_of(message: &Message, cursor: Option<&str>) -> Message {
     let meta = splice::member(raw, "_meta").map_or("{}", |meta| meta.get());
     let raw = match cursor {
         None => format!(r#"{{"_meta":{meta}}}"#),
-        Some(cursor) => format!(r#"{{"_meta":{meta},"cursor":{}}}"#, splice::quoted(cursor)),
+        Some(cursor) => format!(r#"{{"_meta":{meta},"cursor":{}}}"#, quoted(cursor)),
     };
     let params = Params { raw: Some(raw.into()), cursor: cursor.map(str::to_owned), ..message.params.clone() };
     Message { kind: Kind::Request { id: fan::part_id() }, params, ..message.clone() }

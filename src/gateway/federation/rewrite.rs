@@ -6,6 +6,7 @@ use serde_json::value::RawValue;
 use super::splice;
 use super::splice::Edits;
 use crate::mcp::Method;
+use crate::mcp::quoted;
 
 /// The answer with the URIs of `contents` (`resources/read`), and of links and embedded resources (`tools/call`,
 /// `prompts/get`), made into what `shown` says. What it does not understand stays as it is.
@@ -39,7 +40,7 @@ pub(super) fn answer(body: &Bytes, method: Method, shown: impl Fn(&str) -> Optio
     let mut edits = Edits::of(body);
     for uri in uris {
         if let Some(shown) = splice::text(uri).and_then(|uri| shown(&uri)) {
-            edits.replace(uri, splice::quoted(&shown));
+            edits.replace(uri, quoted(&shown));
         }
     }
     edits.finish()
@@ -67,7 +68,7 @@ fn uri_of(block: &str) -> Option<&RawValue> {
 pub(super) fn entry(wire: &Bytes, member: &str, name: &str) -> Option<Bytes> {
     let value = splice::member(std::str::from_utf8(wire).ok()?, member)?;
     let mut edits = Edits::of(wire);
-    edits.replace(value, splice::quoted(name));
+    edits.replace(value, quoted(name));
     Some(edits.finish())
 }
 

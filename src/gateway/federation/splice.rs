@@ -26,10 +26,6 @@ pub(super) fn text(value: &RawValue) -> Option<Cow<'_, str>> {
     serde_json::from_str::<String>(value.get()).ok().map(Cow::Owned)
 }
 
-pub(super) fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
-}
-
 /// The same text with other values in some places.
 pub(super) struct Edits<'a> {
     whole: &'a Bytes,
@@ -98,6 +94,7 @@ impl<'de> de::Visitor<'de> for Find<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mcp::quoted;
 
     #[test]
     fn only_the_replaced_values_change() {

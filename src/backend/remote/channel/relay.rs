@@ -19,7 +19,7 @@ use serde_json::value::RawValue;
 use crate::mcp::Message;
 
 /// `_meta` key by which notifications of a subscription name the request they belong to (MCP 2026-07-28).
-const SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
+use crate::mcp::meta::SUBSCRIPTION_ID;
 
 /// A client's message as one line; a request gets `number` as its id and, if it has one, as its progress token.
 pub(super) fn outgoing(message: &Message, number: Option<u64>) -> Bytes {
@@ -258,7 +258,7 @@ pub(super) fn subscription_in_result(line: &Bytes, number: u64) -> Option<Range<
         #[serde(borrow, rename = "_meta")]
         meta: MetaWire<'a>,
     }
-    if !line.windows(SUBSCRIPTION.len()).any(|window| window == SUBSCRIPTION.as_bytes()) {
+    if !line.windows(SUBSCRIPTION_ID.len()).any(|window| window == SUBSCRIPTION_ID.as_bytes()) {
         return None;
     }
     let envelope: Envelope<'_> = serde_json::from_slice(line).ok()?;

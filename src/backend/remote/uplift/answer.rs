@@ -5,16 +5,15 @@ use bytes::Bytes;
 use super::json;
 use super::json::Members;
 use super::json::Object;
-use super::json::quoted;
 use super::request::Asked;
 use super::request::Level;
 use crate::mcp::Id;
 use crate::mcp::MODERN_VERSIONS;
 use crate::mcp::Method;
 use crate::mcp::error;
-
-pub(super) const SERVER_INFO: &str = "io.modelcontextprotocol/serverInfo";
-pub(super) const SUBSCRIPTION_ID: &str = "io.modelcontextprotocol/subscriptionId";
+use crate::mcp::meta::SERVER_INFO;
+use crate::mcp::meta::SUBSCRIPTION_ID;
+use crate::mcp::quoted;
 
 /// An answer in the modern era.
 #[derive(Debug, Eq, PartialEq)]

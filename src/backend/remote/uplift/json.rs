@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use crate::mcp::quoted;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::MapAccess;
@@ -95,11 +96,6 @@ impl Object {
         self.0.push('}');
         self.0
     }
-}
-
-/// JSON text of a string.
-pub(super) fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
 }
 
 /// A whole JSON-RPC message whose one further member (`result`, `error` or `params`) is JSON text.

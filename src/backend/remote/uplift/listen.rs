@@ -17,14 +17,12 @@ use tokio::sync::broadcast::error::RecvError;
 
 use super::answer;
 use super::answer::Came;
-use super::answer::SUBSCRIPTION_ID;
 use super::ear;
 use super::ear::Stage;
 use super::ear::Told;
 use super::json;
 use super::json::Members;
 use super::json::Object;
-use super::json::quoted;
 use super::request::Asked;
 use super::sessions::Taken;
 use super::watches::Watches;
@@ -37,6 +35,8 @@ use crate::backend::remote::session::Session;
 use crate::mcp::Id;
 use crate::mcp::Method;
 use crate::mcp::error;
+use crate::mcp::meta::SUBSCRIPTION_ID;
+use crate::mcp::quoted;
 use crate::mcp::sse::Event;
 
 /// A server that does not begin its stream within this has none.

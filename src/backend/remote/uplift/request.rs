@@ -4,7 +4,6 @@ use bytes::Bytes;
 
 use super::json::Members;
 use super::json::Object;
-use super::json::quoted;
 use crate::backend::remote::session::Introduction;
 use crate::mcp::Era;
 use crate::mcp::Id;
@@ -12,6 +11,7 @@ use crate::mcp::Kind;
 use crate::mcp::Message;
 use crate::mcp::Method;
 use crate::mcp::Params;
+use crate::mcp::quoted;
 
 /// The keys of `_meta` by which a modern request describes itself. Nothing else of `_meta` is ours.
 const VERSION: &str = "io.modelcontextprotocol/protocolVersion";

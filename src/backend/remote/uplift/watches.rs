@@ -8,12 +8,12 @@ use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::Instant;
 
-use super::json::quoted;
 use crate::backend::Error;
 use crate::backend::remote::left;
 use crate::backend::remote::outcome::Outcome;
 use crate::backend::remote::session::Session;
 use crate::mcp::Method;
+use crate::mcp::quoted;
 
 /// Subscriptions that nobody needs any more must be undone within this.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(10);
