@@ -14,13 +14,17 @@ CLIENT_V2=2.4.0
 CLIENT_V1=1.32.2
 INSPECTOR=2.12.0
 EVERYTHING=2026.8.31
+OIDC_PROVIDER=9.13.3
+MSAL_NODE=7.2.1
 # Transitive npm packages are those of this day.
 NPM_BEFORE=2026-11-20T00:00:00Z
 
 PYTHON_PINS='annotated-types==0.8.0
 anyio==4.16.0
 attrs==26.1.0
+certifi==2026.10.18
 cffi==2.1.1
+charset-normalizer==3.5.2
 click==8.5.1
 cryptography==50.0.2
 h11==0.16.0
@@ -32,6 +36,7 @@ jsonschema-specifications==2025.9.1
 mcp==2.3.0
 mcp-server-time==2026.10.19
 mcp-types==2.3.0
+msal==1.39.0
 opentelemetry-api==1.45.2
 pycparser==3.12
 pydantic==2.14.3
@@ -39,6 +44,7 @@ pydantic_core==2.50.4
 PyJWT==2.15.1
 python-multipart==0.0.34
 referencing==0.37.0
+requests==2.34.2
 rpds-py==2026.9.1
 sse-starlette==3.7.0
 starlette==1.10.0
@@ -47,6 +53,7 @@ typing-inspection==0.4.5
 typing_extensions==4.16.0
 tzdata==2026.6
 tzlocal==5.4.5
+urllib3==2.8.0
 uvicorn==0.54.0'
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -71,7 +78,8 @@ digest() { sha256sum | cut -c1-12; }
 
 python_dir="$cache/python-$(printf '%s\n' "$PYTHON_PINS" | digest)"
 node_dir="$cache/node-$NODE"
-npm_dir="$cache/npm-$(printf '%s ' "$CONFORMANCE" "$CLIENT_V2" "$CLIENT_V1" "$EVERYTHING" "$NPM_BEFORE" | digest)"
+npm_dir="$cache/npm-$(printf '%s ' "$CONFORMANCE" "$CLIENT_V2" "$CLIENT_V1" "$EVERYTHING" "$OIDC_PROVIDER" "$MSAL_NODE" \
+  "$NPM_BEFORE" | digest)"
 inspector_dir="$cache/inspector-$INSPECTOR"
 
 # Only one setup installs at a time; the stamp `.done` is written last, so that a broken install is done again.
@@ -111,10 +119,10 @@ if [[ ! -f $node_dir/.done ]]; then
 fi
 PATH="$(dirname "$node"):$PATH"
 if [[ ! -f $npm_dir/.done ]]; then
-  say "installing the conformance suite, the TypeScript SDKs and the server-everything into $npm_dir"
+  say "installing the conformance suite, the TypeScript SDKs, server-everything, an OIDC provider and MSAL into $npm_dir"
   npm_install "$npm_dir" --before="$NPM_BEFORE" "@modelcontextprotocol/conformance@$CONFORMANCE" \
     "@modelcontextprotocol/client@$CLIENT_V2" "@modelcontextprotocol/sdk@$CLIENT_V1" \
-    "@modelcontextprotocol/server-everything@$EVERYTHING"
+    "@modelcontextprotocol/server-everything@$EVERYTHING" "oidc-provider@$OIDC_PROVIDER" "@azure/msal-node@$MSAL_NODE"
   touch "$npm_dir/.done"
 fi
 inspector="$inspector_dir/node_modules/@modelcontextprotocol/inspector/clients/launcher/build/index.js"
