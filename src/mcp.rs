@@ -8,6 +8,7 @@ mod jsonrpc;
 pub mod list;
 mod message;
 pub mod meta;
+pub mod object;
 pub mod sse;
 
 pub use era::Era;

@@ -11,7 +11,6 @@
 //! judged as talking to the backend.
 
 mod answer;
-mod json;
 mod line;
 mod lobby;
 pub(super) mod news;
@@ -39,8 +38,8 @@ use crate::mcp::Kind;
 use crate::mcp::Message;
 use crate::mcp::Method;
 use crate::mcp::error;
+use crate::mcp::object::Object;
 use answer::Said;
-use json::Object;
 pub(super) use lobby::Lobby;
 use lobby::Seat;
 use request::Again;

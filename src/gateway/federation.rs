@@ -11,7 +11,6 @@ mod listen;
 mod lists;
 mod rewrite;
 mod source;
-mod splice;
 
 use std::sync::Arc;
 

@@ -15,7 +15,6 @@
 mod answer;
 mod ear;
 mod exchange;
-mod json;
 mod listen;
 mod parked;
 mod request;
@@ -46,13 +45,13 @@ use crate::credentials::Credential;
 use crate::mcp::Message;
 use crate::mcp::Method;
 use crate::mcp::error;
+use crate::mcp::object::Members;
+use crate::mcp::object::Writer;
 use crate::mcp::sse::Event;
 use crate::policy::Permit;
 use answer::Raised;
 use exchange::Exchange;
 use exchange::Step;
-use json::Members;
-use json::Object;
 use listen::Crowd;
 use listen::Filter;
 use parked::Closed;
@@ -348,7 +347,7 @@ impl Uplift {
 /// Puts the call on the shelf and its questions to the client. Without room the server is refused, and the call goes on.
 #[expect(clippy::result_large_err, reason = "the call comes back to go on")]
 fn ask_back(parked: &Arc<Parked>, principal: &Arc<str>, exchange: Exchange, asked: &Asked) -> Result<Raised, Exchange> {
-    let mut requests = Object::new();
+    let mut requests = Writer::new();
     for question in exchange.questions() {
         requests.raw(&question.key, &question.request);
     }

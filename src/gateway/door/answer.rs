@@ -4,13 +4,13 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
-use super::json::Object;
 use super::session::Announced;
 use crate::mcp::Id;
 use crate::mcp::Method;
 use crate::mcp::error;
 use crate::mcp::meta::SERVER_INFO;
 use crate::mcp::meta::SUBSCRIPTION_ID;
+use crate::mcp::object::Object;
 use crate::mcp::quoted;
 
 /// Requests that one answer may ask of the client.

@@ -377,8 +377,8 @@ impl Drop for Waiting {
 mod tests {
     use std::time::SystemTime;
 
-    use super::super::json::Object;
     use super::*;
+    use crate::mcp::object::Object;
 
     fn guest() -> Guest {
         Guest::new(&Object::default(), SystemTime::UNIX_EPOCH).expect("randomness")

@@ -13,7 +13,6 @@ use tokio::sync::mpsc;
 use tokio::sync::watch;
 
 use super::answer;
-use super::json::Object;
 use super::lobby::Seat;
 use super::lobby::Subscription;
 use super::request::Again;
@@ -28,6 +27,7 @@ use crate::gateway::flow::Passing;
 use crate::limits::Slot;
 use crate::mcp::Id;
 use crate::mcp::Method;
+use crate::mcp::object::Object;
 use crate::mcp::sse::Event;
 
 /// Attempts to change a set that others change at the same time.

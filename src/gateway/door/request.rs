@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 
-use super::json::Object;
 use crate::mcp::FaultKind;
+use crate::mcp::object::Object;
 
 const CAPABILITIES: &str = "io.modelcontextprotocol/clientCapabilities";
 const CLIENT: &str = "io.modelcontextprotocol/clientInfo";

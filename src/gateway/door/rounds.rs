@@ -20,7 +20,6 @@ use super::answer;
 use super::answer::Ask;
 use super::answer::Said;
 use super::answer::Topic;
-use super::json::Object;
 use super::line::Line;
 use super::lobby::Running;
 use super::lobby::Seat;
@@ -39,6 +38,7 @@ use crate::mcp::Id;
 use crate::mcp::Message;
 use crate::mcp::Method;
 use crate::mcp::error;
+use crate::mcp::object::Object;
 use crate::mcp::quoted;
 use crate::mcp::sse::Event;
 

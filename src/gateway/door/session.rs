@@ -9,11 +9,11 @@ use ring::rand::SystemRandom;
 use serde::Deserialize;
 use serde::Serialize;
 
-use super::json::Object;
 use crate::gateway::Purpose;
 use crate::gateway::errand::Errand;
 use crate::gateway::legacy;
 use crate::mcp::LEGACY_VERSIONS;
+use crate::mcp::object::Object;
 use crate::mcp::quoted;
 
 /// A client's description of itself is carried in every session id: a longer one is cut down to name and version.

@@ -3,12 +3,12 @@
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use super::splice;
-use super::splice::Edits;
 use crate::gateway::Rejection;
 use crate::mcp::Message;
 use crate::mcp::Method;
 use crate::mcp::Reference;
+use crate::mcp::object;
+use crate::mcp::object::Edits;
 use crate::mcp::quoted;
 use crate::route::Found;
 use crate::route::Names;
@@ -94,8 +94,8 @@ fn place(params: &Bytes, method: Option<Method>, kind: Wanted) -> Option<&RawVal
         Wanted::Resource => "uri",
     };
     match method {
-        Some(Method::CompletionComplete) => splice::member(splice::member(params, "ref")?.get(), name),
-        _ => splice::member(params, name),
+        Some(Method::CompletionComplete) => object::member(object::member(params, "ref")?.get(), name),
+        _ => object::member(params, name),
     }
 }
 

@@ -25,8 +25,6 @@ use super::source::Heard;
 use super::source::Silence;
 use super::source::Source;
 use super::source::Topics;
-use super::splice;
-use super::splice::Edits;
 use crate::gateway::Open;
 use crate::gateway::Rejection;
 use crate::gateway::apply::Outgoing;
@@ -37,6 +35,8 @@ use crate::mcp::Id;
 use crate::mcp::Message;
 use crate::mcp::Method;
 use crate::mcp::meta::SUBSCRIPTION_ID;
+use crate::mcp::object;
+use crate::mcp::object::Edits;
 use crate::mcp::quoted;
 use crate::mcp::sse::Event;
 use crate::route::Found;
@@ -120,7 +120,7 @@ impl Federation {
 /// What the client wants to hear.
 fn wanted(message: &Message) -> Topics {
     let raw = message.params.raw.as_ref().and_then(|raw| std::str::from_utf8(raw).ok()).unwrap_or_default();
-    let notifications = splice::member(raw, "notifications").map_or("{}", RawValue::get);
+    let notifications = object::member(raw, "notifications").map_or("{}", RawValue::get);
     serde_json::from_str(notifications).unwrap_or_default()
 }
 
@@ -136,7 +136,7 @@ fn part_of(message: &Message, wanted: &Topics, share: usize, watched: &[Watched]
     let raw = message.params.raw.take().unwrap_or_default();
     let place = std::str::from_utf8(&raw)
         .ok()
-        .and_then(|text| splice::member(splice::member(text, "notifications")?.get(), "resourceSubscriptions"));
+        .and_then(|text| object::member(object::member(text, "notifications")?.get(), "resourceSubscriptions"));
     let mut edits = Edits::of(&raw);
     if let Some(place) = place {
         edits.replace(place, Value::from(own.clone()).to_string());

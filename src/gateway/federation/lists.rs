@@ -18,7 +18,6 @@ use super::fan;
 use super::fan::Missing;
 use super::fan::Question;
 use super::rewrite;
-use super::splice;
 use crate::gateway::Open;
 use crate::gateway::Rejection;
 use crate::gateway::apply::Outgoing;
@@ -28,6 +27,7 @@ use crate::mcp::Message;
 use crate::mcp::Params;
 use crate::mcp::list::ListKind;
 use crate::mcp::list::Page;
+use crate::mcp::object;
 use crate::mcp::quoted;
 use crate::route::Names;
 
@@ -258,7 +258,7 @@ impl Parts {
 /// The client's question as one backend gets it: its `_meta`, and the backend's own cursor.
 fn part_of(message: &Message, cursor: Option<&str>) -> Message {
     let raw = message.params.raw.as_ref().and_then(|raw| std::str::from_utf8(raw).ok()).unwrap_or_default();
-    let meta = splice::member(raw, "_meta").map_or("{}", |meta| meta.get());
+    let meta = object::member(raw, "_meta").map_or("{}", |meta| meta.get());
     let raw = match cursor {
         None => format!(r#"{{"_meta":{meta}}}"#),
         Some(cursor) => format!(r#"{{"_meta":{meta},"cursor":{}}}"#, quoted(cursor)),

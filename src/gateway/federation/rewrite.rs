@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use super::splice;
-use super::splice::Edits;
 use crate::mcp::Method;
+use crate::mcp::object;
+use crate::mcp::object::Edits;
 use crate::mcp::quoted;
 
 /// The answer with the URIs of `contents` (`resources/read`), and of links and embedded resources (`tools/call`,
@@ -17,29 +17,29 @@ pub(super) fn answer(body: &Bytes, method: Method, shown: impl Fn(&str) -> Optio
     }
     let Ok(text) = std::str::from_utf8(body) else { return body.clone() };
     let mut uris = Vec::new();
-    if let Some(result) = splice::member(text, "result") {
-        let below = |name| splice::member(result.get(), name).map(RawValue::get);
+    if let Some(result) = object::member(text, "result") {
+        let below = |name| object::member(result.get(), name).map(RawValue::get);
         match method {
             Method::ResourcesRead => {
-                let contents = below("contents").map(splice::items).unwrap_or_default();
-                uris.extend(contents.into_iter().filter_map(|content| splice::member(content.get(), "uri")));
+                let contents = below("contents").map(object::items).unwrap_or_default();
+                uris.extend(contents.into_iter().filter_map(|content| object::member(content.get(), "uri")));
             }
             Method::ToolsCall => blocks(below("content"), &mut uris),
             Method::PromptsGet => {
-                for message in below("messages").map(splice::items).unwrap_or_default() {
-                    blocks(splice::member(message.get(), "content").map(RawValue::get), &mut uris);
+                for message in below("messages").map(object::items).unwrap_or_default() {
+                    blocks(object::member(message.get(), "content").map(RawValue::get), &mut uris);
                 }
             }
             _ => {}
         }
-    } else if let Some(error) = splice::member(text, "error") {
+    } else if let Some(error) = object::member(text, "error") {
         // SPEC: server/resources §Error Handling: `data.uri` of a resource that was not found.
-        let data = splice::member(error.get(), "data");
-        uris.extend(data.and_then(|data| splice::member(data.get(), "uri")));
+        let data = object::member(error.get(), "data");
+        uris.extend(data.and_then(|data| object::member(data.get(), "uri")));
     }
     let mut edits = Edits::of(body);
     for uri in uris {
-        if let Some(shown) = splice::text(uri).and_then(|uri| shown(&uri)) {
+        if let Some(shown) = object::text(uri).and_then(|uri| shown(&uri)) {
             edits.replace(uri, quoted(&shown));
         }
     }
@@ -50,23 +50,23 @@ pub(super) fn answer(body: &Bytes, method: Method, shown: impl Fn(&str) -> Optio
 fn blocks<'a>(content: Option<&'a str>, uris: &mut Vec<&'a RawValue>) {
     let Some(content) = content else { return };
     if content.starts_with('[') {
-        splice::items(content).into_iter().for_each(|block| uris.extend(uri_of(block.get())));
+        object::items(content).into_iter().for_each(|block| uris.extend(uri_of(block.get())));
     } else {
         uris.extend(uri_of(content));
     }
 }
 
 fn uri_of(block: &str) -> Option<&RawValue> {
-    match splice::text(splice::member(block, "type")?)?.as_ref() {
-        "resource_link" => splice::member(block, "uri"),
-        "resource" => splice::member(splice::member(block, "resource")?.get(), "uri"),
+    match object::text(object::member(block, "type")?)?.as_ref() {
+        "resource_link" => object::member(block, "uri"),
+        "resource" => object::member(object::member(block, "resource")?.get(), "uri"),
         _ => None,
     }
 }
 
 /// An entry of a list under another name. `None`: it has none.
 pub(super) fn entry(wire: &Bytes, member: &str, name: &str) -> Option<Bytes> {
-    let value = splice::member(std::str::from_utf8(wire).ok()?, member)?;
+    let value = object::member(std::str::from_utf8(wire).ok()?, member)?;
     let mut edits = Edits::of(wire);
     edits.replace(value, quoted(name));
     Some(edits.finish())

@@ -2,9 +2,6 @@
 
 use bytes::Bytes;
 
-use super::json;
-use super::json::Members;
-use super::json::Object;
 use super::request::Asked;
 use super::request::Level;
 use crate::mcp::Id;
@@ -13,6 +10,9 @@ use crate::mcp::Method;
 use crate::mcp::error;
 use crate::mcp::meta::SERVER_INFO;
 use crate::mcp::meta::SUBSCRIPTION_ID;
+use crate::mcp::object;
+use crate::mcp::object::Members;
+use crate::mcp::object::Writer;
 use crate::mcp::quoted;
 
 /// An answer in the modern era.
@@ -70,8 +70,8 @@ fn is_cacheable(method: Method) -> bool {
 /// # Errors
 /// When it is no object.
 pub(super) fn result(asked: &Asked, result: &str, server_info: Option<&str>) -> Result<Raised, &'static str> {
-    let mut out = Object::new();
-    let mut meta = Object::new();
+    let mut out = Writer::new();
+    let mut meta = Writer::new();
     for (key, value) in Members::read(result.as_bytes())?.iter() {
         match key {
             // A dual-era server may say these in the legacy era too; here they are ours to say.
@@ -89,7 +89,7 @@ pub(super) fn result(asked: &Asked, result: &str, server_info: Option<&str>) -> 
     Ok(Raised { status: 200, body: completed(asked, out, meta, server_info) })
 }
 
-fn completed(asked: &Asked, mut out: Object, mut meta: Object, server_info: Option<&str>) -> Bytes {
+fn completed(asked: &Asked, mut out: Writer, mut meta: Writer, server_info: Option<&str>) -> Bytes {
     out.text("resultType", "complete");
     if is_cacheable(asked.method) {
         out.raw("ttlMs", "0");
@@ -101,7 +101,7 @@ fn completed(asked: &Asked, mut out: Object, mut meta: Object, server_info: Opti
     if !meta.is_empty() {
         out.raw("_meta", &meta.finish());
     }
-    json::response(asked.id.as_json(), "result", &out.finish())
+    object::response(asked.id.as_json(), "result", &out.finish())
 }
 
 /// The error of a legacy server. What only the legacy era knows becomes what says the same in the modern one.
@@ -125,13 +125,13 @@ pub(super) fn error(asked: &Asked, error: &str) -> Result<Raised, &'static str> 
         -32099..=-32000 => (200, error::INTERNAL_ERROR),
         code => (200, code),
     };
-    let mut out = Object::new();
+    let mut out = Writer::new();
     out.raw("code", &code.to_string());
     out.text("message", &message);
     if let Some(data) = data {
         out.raw("data", data);
     }
-    Ok(Raised { status, body: json::response(asked.id.as_json(), "error", &out.finish()) })
+    Ok(Raised { status, body: object::response(asked.id.as_json(), "error", &out.finish()) })
 }
 
 /// "Ask the user to open these, then call again" is an `input_required` without state: the call was not carried out, and
@@ -144,9 +144,9 @@ fn url_elicitation(asked: &Asked, message: &str, data: Option<&str>) -> Raised {
         let data = r#"{"requiredCapabilities":{"elicitation":{"url":{}}}}"#;
         return failure(&asked.id, 400, error::MISSING_CLIENT_CAPABILITY, message, Some(data));
     }
-    let mut requests = Object::new();
+    let mut requests = Writer::new();
     for (index, url) in urls.iter().enumerate() {
-        let mut request = Object::new();
+        let mut request = Writer::new();
         request.text("method", "elicitation/create");
         request.raw("params", url.get());
         requests.raw(&format!("url-{}", index + 1), &request.finish());
@@ -156,31 +156,31 @@ fn url_elicitation(asked: &Asked, message: &str, data: Option<&str>) -> Raised {
 
 /// The result by which the client is asked for something in the middle of its call.
 pub(super) fn input_required(id: &Id, requests: &str, state: Option<&str>) -> Bytes {
-    let mut out = Object::new();
+    let mut out = Writer::new();
     out.text("resultType", "input_required");
     out.raw("inputRequests", requests);
     if let Some(state) = state {
         out.text("requestState", state);
     }
-    json::response(id.as_json(), "result", &out.finish())
+    object::response(id.as_json(), "result", &out.finish())
 }
 
 /// An error of ours.
 pub(super) fn failure(id: &Id, status: u16, code: i64, message: &str, data: Option<&str>) -> Raised {
-    let mut out = Object::new();
+    let mut out = Writer::new();
     out.raw("code", &code.to_string());
     out.text("message", message);
     if let Some(data) = data {
         out.raw("data", data);
     }
-    Raised { status, body: json::response(id.as_json(), "error", &out.finish()) }
+    Raised { status, body: object::response(id.as_json(), "error", &out.finish()) }
 }
 
 /// What `server/discover` answers with.
 pub(super) fn discovered(asked: &Asked, hello: &crate::backend::remote::session::Hello, listens: bool) -> Raised {
     use crate::backend::remote::session::Offer;
     let offer = |offer: Offer| {
-        let mut out = Object::new();
+        let mut out = Writer::new();
         if listens && offer.list_changed {
             out.raw("listChanged", "true");
         }
@@ -190,7 +190,7 @@ pub(super) fn discovered(asked: &Asked, hello: &crate::backend::remote::session:
         out.finish()
     };
     let offers = &hello.offers;
-    let mut capabilities = Object::new();
+    let mut capabilities = Writer::new();
     for (key, offered) in [
         ("tools", offers.tools.map(|tools| offer(Offer { subscribe: false, ..tools }))),
         ("prompts", offers.prompts.map(|prompts| offer(Offer { subscribe: false, ..prompts }))),
@@ -203,13 +203,13 @@ pub(super) fn discovered(asked: &Asked, hello: &crate::backend::remote::session:
         }
     }
     let versions = MODERN_VERSIONS.map(quoted).join(",");
-    let mut out = Object::new();
+    let mut out = Writer::new();
     out.raw("supportedVersions", &format!("[{versions}]"));
     out.raw("capabilities", &capabilities.finish());
     if let Some(instructions) = &hello.instructions {
         out.raw("instructions", instructions);
     }
-    Raised { status: 200, body: completed(asked, out, Object::new(), hello.server_info.as_deref()) }
+    Raised { status: 200, body: completed(asked, out, Writer::new(), hello.server_info.as_deref()) }
 }
 
 /// A notification on its way to a call's client, or `None` if it is not about this call or not wanted.
@@ -221,20 +221,20 @@ pub(super) fn notification(asked: &Asked, number: u64, method: &str, params: Opt
             if params.find("progressToken")? != number.to_string() {
                 return None;
             }
-            let mut out = Object::new();
+            let mut out = Writer::new();
             for (key, value) in params.iter() {
                 out.raw(key, if key == "progressToken" { token } else { value });
             }
-            Some(json::notification(method, &out.finish()))
+            Some(object::notification(method, &out.finish()))
         }
         "notifications/message" => {
             let level = params.text("level").and_then(|level| Level::find(&level))?;
             if asked.level.is_none_or(|wanted| level < wanted) {
                 return None;
             }
-            let mut out = Object::new();
+            let mut out = Writer::new();
             params.iter().for_each(|(key, value)| out.raw(key, value));
-            Some(json::notification(method, &out.finish()))
+            Some(object::notification(method, &out.finish()))
         }
         _ => None,
     }
@@ -242,8 +242,8 @@ pub(super) fn notification(asked: &Asked, number: u64, method: &str, params: Opt
 
 /// A change notification as part of a subscription.
 pub(super) fn subscribed(id: &Id, method: &str, params: Option<&str>) -> Result<Bytes, &'static str> {
-    let mut out = Object::new();
-    let mut meta = Object::new();
+    let mut out = Writer::new();
+    let mut meta = Writer::new();
     if let Some(params) = params {
         for (key, value) in Members::read(params.as_bytes())?.iter() {
             if key == "_meta" {
@@ -259,7 +259,7 @@ pub(super) fn subscribed(id: &Id, method: &str, params: Option<&str>) -> Result<
     }
     meta.raw(SUBSCRIPTION_ID, id.as_json());
     out.raw("_meta", &meta.finish());
-    Ok(json::notification(method, &out.finish()))
+    Ok(object::notification(method, &out.finish()))
 }
 
 #[cfg(test)]

@@ -25,13 +25,13 @@ use tokio::sync::watch;
 
 use super::answer;
 use super::answer::Came;
-use super::json::Members;
 use super::watches::Watches;
 use crate::backend::Content;
 use crate::backend::Error;
 use crate::backend::remote::session::Session;
 use crate::mcp::Method;
 use crate::mcp::error;
+use crate::mcp::object::Members;
 use crate::mcp::sse::Event;
 
 /// A call waits so long for the stream to be there before it begins: a server that finds no stream drops its question.

@@ -18,8 +18,6 @@ use super::answer;
 use super::answer::Came;
 use super::answer::Raised;
 use super::ear::Ear;
-use super::json::Members;
-use super::json::Object;
 use super::request::Asked;
 use super::sessions::Taken;
 use crate::backend::Answer;
@@ -30,6 +28,8 @@ use crate::mcp::Id;
 use crate::mcp::Message;
 use crate::mcp::Method;
 use crate::mcp::error;
+use crate::mcp::object::Members;
+use crate::mcp::object::Writer;
 use crate::mcp::sse::Event;
 
 /// An upstream call may run so long, waiting for its client included.
@@ -342,7 +342,7 @@ impl Exchange {
             self.refuse(id, error::INTERNAL_ERROR, "the client of this call was asked too much");
         } else {
             self.rounds += 1;
-            let mut request = Object::new();
+            let mut request = Writer::new();
             request.text("method", method);
             if let Some(params) = params {
                 request.raw("params", params);

@@ -20,9 +20,6 @@ use super::answer::Came;
 use super::ear;
 use super::ear::Stage;
 use super::ear::Told;
-use super::json;
-use super::json::Members;
-use super::json::Object;
 use super::request::Asked;
 use super::sessions::Taken;
 use super::watches::Watches;
@@ -36,6 +33,9 @@ use crate::mcp::Id;
 use crate::mcp::Method;
 use crate::mcp::error;
 use crate::mcp::meta::SUBSCRIPTION_ID;
+use crate::mcp::object;
+use crate::mcp::object::Members;
+use crate::mcp::object::Writer;
 use crate::mcp::quoted;
 use crate::mcp::sse::Event;
 
@@ -163,7 +163,7 @@ impl Filter {
     }
 
     fn acknowledgement(&self, id: &Id) -> Bytes {
-        let mut filter = Object::new();
+        let mut filter = Writer::new();
         for (key, on) in [
             ("toolsListChanged", self.tools),
             ("promptsListChanged", self.prompts),
@@ -177,15 +177,15 @@ impl Filter {
             let uris: Vec<String> = self.uris.iter().map(|uri| quoted(uri)).collect();
             filter.raw("resourceSubscriptions", &format!("[{}]", uris.join(",")));
         }
-        let mut params = Object::new();
+        let mut params = Writer::new();
         params.raw("notifications", &filter.finish());
         params.raw("_meta", &meta(id));
-        json::notification("notifications/subscriptions/acknowledged", &params.finish())
+        object::notification("notifications/subscriptions/acknowledged", &params.finish())
     }
 }
 
 fn meta(id: &Id) -> String {
-    let mut meta = Object::new();
+    let mut meta = Writer::new();
     meta.raw(SUBSCRIPTION_ID, id.as_json());
     meta.finish()
 }
@@ -307,7 +307,7 @@ impl Listening {
                 Ok(Told::End) | Err(RecvError::Closed) => {
                     self.over = true;
                     let result = format!(r#"{{"resultType":"complete","_meta":{}}}"#, meta(&self.id));
-                    return Some(Ok(Event::message(json::response(self.id.as_json(), "result", &result))));
+                    return Some(Ok(Event::message(object::response(self.id.as_json(), "result", &result))));
                 }
             }
         }

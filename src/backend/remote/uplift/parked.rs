@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 
 use super::Limits;
 use super::exchange::Exchange;
-use super::json::Members;
+use crate::mcp::object::Members;
 
 /// A longer state is not ours.
 const STATE_BYTES_MAX: usize = 1024;

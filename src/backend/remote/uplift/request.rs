@@ -2,8 +2,6 @@
 
 use bytes::Bytes;
 
-use super::json::Members;
-use super::json::Object;
 use crate::backend::remote::session::Introduction;
 use crate::mcp::Era;
 use crate::mcp::Id;
@@ -11,6 +9,8 @@ use crate::mcp::Kind;
 use crate::mcp::Message;
 use crate::mcp::Method;
 use crate::mcp::Params;
+use crate::mcp::object::Members;
+use crate::mcp::object::Writer;
 use crate::mcp::quoted;
 
 /// The keys of `_meta` by which a modern request describes itself. Nothing else of `_meta` is ours.
@@ -133,7 +133,7 @@ impl Abilities {
 
     /// `capabilities` of the legacy `initialize`; also names the set in the pool of sessions.
     pub(super) fn to_json(&self) -> String {
-        let mut object = Object::new();
+        let mut object = Writer::new();
         for (key, value) in [("elicitation", &self.elicitation), ("roots", &self.roots), ("sampling", &self.sampling)] {
             if let Some(value) = value {
                 object.raw(key, value);
@@ -227,7 +227,7 @@ pub(super) fn lower(message: &Message, number: u64) -> Result<Message, &'static 
 }
 
 fn lower_params(raw: &[u8], number: u64) -> Result<Bytes, &'static str> {
-    let mut out = Object::new();
+    let mut out = Writer::new();
     for (key, value) in Members::read(raw)?.iter() {
         match key {
             "_meta" => {
@@ -243,8 +243,8 @@ fn lower_params(raw: &[u8], number: u64) -> Result<Bytes, &'static str> {
     Ok(out.finish().into())
 }
 
-fn lower_meta(meta: &str, number: u64) -> Result<Object, &'static str> {
-    let mut out = Object::new();
+fn lower_meta(meta: &str, number: u64) -> Result<Writer, &'static str> {
+    let mut out = Writer::new();
     for (key, value) in Members::read(meta.as_bytes())?.iter() {
         match key {
             VERSION | CAPABILITIES | INFO | LEVEL => {}
