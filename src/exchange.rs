@@ -113,7 +113,12 @@ pub struct Reply {
     pub status: u16,
     pub headers: Vec<(HeaderName, HeaderValue)>,
     pub body: Body,
+    /// For an event stream that waits for news: does an answer belong to it that is still to come? At shutdown it is then
+    /// given the time that answers get.
+    pub owes: Option<Owes>,
 }
+
+pub type Owes = Arc<dyn Fn() -> bool + Send + Sync>;
 
 pub enum Body {
     Empty,
@@ -124,12 +129,13 @@ pub enum Body {
 
 impl Reply {
     pub fn empty(status: u16) -> Self {
-        Reply { status, headers: Vec::new(), body: Body::Empty }
+        Reply { status, headers: Vec::new(), body: Body::Empty, owes: None }
     }
 
     pub fn json(status: u16, body: Bytes) -> Self {
         let kind = HeaderValue::from_static("application/json");
-        Reply { status, headers: vec![(http::header::CONTENT_TYPE, kind)], body: Body::Full(body) }
+        let headers = vec![(http::header::CONTENT_TYPE, kind)];
+        Reply { status, headers, body: Body::Full(body), owes: None }
     }
 
     #[must_use]

@@ -150,7 +150,7 @@ impl Gateway {
         }
         let principal = house.identity.verify(request).await?; // 401 here, and only here
         open.who(&principal);
-        let errand = Errand { house: house.clone(), route, reloads, principal, request: request.clone() };
+        let errand = Errand { house: house.clone(), route, reloads, principal, request: request.clone(), slot: None };
         match entry {
             Entry::Endpoint => {}
             Entry::Stream => return old::stream(self, errand, open),

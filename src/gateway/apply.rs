@@ -20,6 +20,8 @@ use super::errand::Errand;
 use super::flow::Flow;
 use super::flow::Passing;
 use super::list::Listing;
+use super::list::ttl_place;
+use super::list::within_life;
 use super::stream;
 use crate::backend;
 use crate::backend::Answer;
@@ -40,10 +42,15 @@ use crate::mcp::Incoming;
 use crate::mcp::Kind;
 use crate::mcp::Method;
 use crate::mcp::list::ListKind;
+use crate::mcp::object;
+use crate::mcp::object::Edits;
 use crate::mcp::sse::Event;
 use crate::policy;
 use crate::policy::Permit;
 use crate::principal::Principal;
+
+/// `cacheScope` of what is one caller's.
+const PRIVATE: &str = "\"private\"";
 
 const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 
@@ -57,6 +64,8 @@ pub(super) struct Want {
     pub(super) id: Option<Id>,
     pub(super) era: Era,
     pub(super) list: Option<Listing>,
+    /// Read for this caller alone, whatever the server says of others.
+    pub(super) read: bool,
     initialize: bool,
     /// A GET stream: server messages, and replayed answers when resumed.
     pub(super) stream: bool,
@@ -65,14 +74,16 @@ pub(super) struct Want {
 }
 
 impl Want {
+    /// No answer.
+    fn nothing() -> Want {
+        let (era, list) = (Era::Legacy, None);
+        Want { id: None, era, list, read: false, initialize: false, stream: false, open_ended: false }
+    }
+
     pub(super) fn of(permit: &Permit, lists: &Lists) -> Want {
         match &permit.call().operation {
-            Operation::EndSession => {
-                Want { id: None, era: Era::Legacy, list: None, initialize: false, stream: false, open_ended: false }
-            }
-            Operation::Stream { .. } => {
-                Want { id: None, era: Era::Legacy, list: None, initialize: false, stream: true, open_ended: true }
-            }
+            Operation::EndSession => Want { stream: false, open_ended: false, ..Want::nothing() },
+            Operation::Stream { .. } => Want { stream: true, open_ended: true, ..Want::nothing() },
             Operation::Post(message) => Want {
                 id: match &message.kind {
                     Kind::Request { id } => Some(id.clone()),
@@ -83,6 +94,7 @@ impl Want {
                     .method
                     .and_then(ListKind::of)
                     .map(|kind| lists.listing(&permit.call().decl.backend, kind, message)),
+                read: message.era == Era::Modern && message.method == Some(Method::ResourcesRead),
                 initialize: message.method == Some(Method::Initialize),
                 stream: false,
                 open_ended: message.method == Some(Method::SubscriptionsListen),
@@ -97,7 +109,7 @@ impl Want {
         let listing = self.list.as_mut()?;
         let body = lists.known(listing, self.id.as_ref()?)?;
         // Kept as long as when it came, not anew each time somebody is served it.
-        *listing = Listing::passing(listing.kind);
+        *listing = Listing::said_before(listing.kind);
         Some(Answer { status: 200, session: None, content: Content::Json(body) })
     }
 }
@@ -135,8 +147,9 @@ impl Outgoing {
             }
             Outgoing::Events { flow, session } => {
                 open.status(200);
+                let owes = open.owes.take();
                 let body = Body::Events(stream::to_client(flow, open));
-                let reply = Reply { status: 200, headers: Vec::new(), body };
+                let reply = Reply { status: 200, headers: Vec::new(), body, owes };
                 with_session(reply, session)
             }
         }
@@ -226,6 +239,7 @@ impl Desk {
             (Some(listing), Some(id), None) => {
                 self.house.lists.filter(self, listing, &body, id).map_err(|what| self.breaks(what))?
             }
+            (None, Some(_), None) if want.read => (self.own(body), 0),
             _ => (body, 0),
         };
         let session = match (session, error_code) {
@@ -259,6 +273,22 @@ impl Desk {
             self.house.policy.lists(&self.principal, &decl, &self.context)
         };
         uri.is_some_and(readable)
+    }
+
+    /// A resource as it was read for this caller: who else may read it is not the server's to say, and nobody may keep it
+    /// for longer than the caller's token lives.
+    pub(super) fn own(&self, body: Bytes) -> Bytes {
+        let scope = std::str::from_utf8(&body).ok().and_then(|text| {
+            let scope = object::member(object::member(text, "result")?.get(), "cacheScope")?;
+            (scope.get() != PRIVATE).then_some(scope)
+        });
+        let mut edits = Edits::of(&body);
+        if let Some(scope) = scope {
+            edits.replace(scope, PRIVATE.to_owned());
+        }
+        let body = edits.finish();
+        let ttl = ttl_place(&body);
+        within_life(body, ttl, &self.principal)
     }
 
     /// The answer to a list with only what this caller may use; `None` if it breaks the protocol.

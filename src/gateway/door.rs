@@ -166,8 +166,12 @@ async fn serve(errand: &Errand, asked: Asked, lobby: &Arc<Lobby>, open: &mut Ope
             lobby.end(&guest);
             Ok(Outgoing::Empty { status: 204 })
         }
-        Operation::Stream { last_event_id: Some(event_id) } => resume(errand, &seat, &event_id, open),
-        Operation::Stream { last_event_id: None } => news::watch(errand, &guest, &seat, open).await,
+        Operation::Stream { last_event_id: Some(event_id) } if !news::is_news(&event_id) => {
+            resume(errand, &seat, &event_id, open)
+        }
+        Operation::Stream { last_event_id } => {
+            news::watch(errand, &Arc::new(guest), &seat, last_event_id.as_deref(), open).await
+        }
         Operation::Post(message) => match message.kind.clone() {
             Kind::Request { id } => request(errand, guest, seat, id, message, open).await,
             Kind::Notification => {
@@ -305,6 +309,8 @@ fn resume(errand: &Errand, seat: &Arc<Seat>, event_id: &str, open: &mut Open) ->
     let (line, number) = seat
         .find_line(event_id, line::Mark::of(errand))
         .ok_or(Rejection::BadRequest { what: "this Last-Event-ID is not known here" })?;
+    let owing = line.clone();
+    open.owes = Some(Arc::new(move || !owing.has_ended()));
     let rest = (line.replay(number), news::Watch::of(errand), slot);
     let flow = stream::unfold(Some(rest), |rest| async move {
         let (mut flow, mut watch, slot) = rest?;

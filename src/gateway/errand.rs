@@ -20,6 +20,7 @@ use super::prepare;
 use super::prepare::Asked;
 use crate::catalog::Action;
 use crate::catalog::Call;
+use crate::catalog::Decl;
 use crate::catalog::Operation;
 use crate::catalog::Session;
 use crate::credentials;
@@ -39,6 +40,8 @@ pub(super) struct Errand {
     pub(super) reloads: watch::Receiver<u64>,
     pub(super) principal: Arc<Principal>,
     pub(super) request: Arc<Request>,
+    /// What is asked is a part of something that was counted and holds this.
+    pub(super) slot: Option<Arc<Slot>>,
 }
 
 impl Errand {
@@ -83,11 +86,12 @@ impl Errand {
         self.reaches(open, |permit| limits.acquire(key, tenant, &permit.call().decl.backend, None)).map(drop)
     }
 
-    fn reaches(
-        &self,
-        open: &mut Open,
-        acquire: impl FnOnce(&Permit) -> Result<Slot, Limited>,
-    ) -> Result<Slot, Rejection> {
+    /// May the caller talk to any of the route's backends? Not counted: what is asked of them is.
+    pub(super) fn is_admitted(&self, open: &mut Open) -> Result<(), Rejection> {
+        self.reaches(open, |_| Ok(()))
+    }
+
+    fn reaches<T>(&self, open: &mut Open, acquire: impl FnOnce(&Permit) -> Result<T, Limited>) -> Result<T, Rejection> {
         let mut scopes: Vec<String> = Vec::new();
         for name in &self.route.backends {
             let member = self.member(name, open)?;
@@ -161,7 +165,12 @@ impl Errand {
         let mode = house.ceiling(&self.route, member);
         let mirrors = asked.mirrors();
         let known = member.backend.catalog();
-        let call = prepare::call(asked, session, member, request).await?; // target and effect known
+        if let Some(name) = asked.message().and_then(|message| message.params.name.as_deref()) {
+            open.target(name); // what is found nowhere has been asked for all the same
+        }
+        let context = prepare::context(mode, request);
+        let may_read = |decl: &Decl| house.policy.lists(&self.principal, decl, &context);
+        let call = prepare::call(asked, session, member, request, may_read).await?; // target and effect known
         if !Arc::ptr_eq(&known, &member.backend.catalog()) {
             house.lists.changed(member.backend.name(), ListKind::Tools);
         }
@@ -173,7 +182,7 @@ impl Errand {
         };
         judged.after(house, &self.principal, member)?;
         open.allowed_by(&permit);
-        let slot = match slot {
+        let slot = match slot.or_else(|| self.slot.clone()) {
             Some(slot) => slot,
             None => Arc::new(house.limits.acquire_for(&self.principal, &permit)?),
         };

@@ -189,6 +189,9 @@ impl Flow {
                         }
                     }
                 }
+                if self.want.read && error_code.is_none() {
+                    event.data = event.data.map(|data| self.desk.own(data));
+                }
                 Step::Last(Passing::Answer { event, error_code, hidden })
             }
         }
@@ -201,7 +204,7 @@ impl Flow {
         };
         match (list::kinds_of(data).as_deref(), id) {
             (Some([]), _) => Step::Pass(event),
-            (Some([kind]), Some(id)) => match self.desk.filter(&Listing::passing(*kind), data, id) {
+            (Some([kind]), Some(id)) => match self.desk.filter(&Listing::said_before(*kind), data, id) {
                 Some((body, _)) => {
                     event.data = Some(body);
                     Step::Pass(event)

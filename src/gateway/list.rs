@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::Instant;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use moka::sync::Cache;
@@ -19,8 +20,10 @@ use crate::catalog::Kind;
 use crate::mcp::Era;
 use crate::mcp::Id;
 use crate::mcp::Message;
+use crate::mcp::list;
 use crate::mcp::list::ListKind;
 use crate::mcp::list::Page;
+use crate::principal::Principal;
 
 /// Filtered pages kept, in bytes of input and output together.
 const CACHE_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -41,6 +44,8 @@ struct Filtered {
     input_id: (usize, usize),
     output: Bytes,
     output_id: (usize, usize),
+    /// Where `ttlMs` stands in `output`, counted from its end: ids of any length may come before it.
+    ttl: Option<(usize, usize)>,
     hidden: usize,
     /// How long the unfiltered page may be served to others; nothing where it is private.
     public_for: Duration,
@@ -52,6 +57,8 @@ pub(super) struct Listing {
     pub(super) kind: ListKind,
     /// Whether the answer may be kept for others, and under which key.
     kept_as: Option<KeptAs>,
+    /// Was it said just now? What was said before may be older than what the catalog has learned since.
+    fresh: bool,
 }
 
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -64,9 +71,9 @@ struct KeptAs {
 }
 
 impl Listing {
-    /// A list that only passes by.
-    pub(super) fn passing(kind: ListKind) -> Listing {
-        Listing { kind, kept_as: None }
+    /// A list that was said some time ago: it undoes nothing that was learned since, and is not kept anew.
+    pub(super) fn said_before(kind: ListKind) -> Listing {
+        Listing { kind, kept_as: None, fresh: false }
     }
 }
 
@@ -114,7 +121,7 @@ impl Lists {
             cursor: message.params.cursor.clone(),
             changes: self.changes(backend, kind),
         });
-        Listing { kind, kept_as }
+        Listing { kind, kept_as, fresh: true }
     }
 
     /// The answer that the upstream gave to somebody a moment ago, if it is the same for everybody. It is unfiltered.
@@ -176,10 +183,11 @@ impl Lists {
             && let Some(output) = known.answer_for(answer, id)
         {
             self.keep(listing, known.public_for, answer, id);
-            return Ok((output, known.hidden));
+            return Ok((within_life(output, known.ttl, &desk.principal), known.hidden));
         }
         let page = Page::parse(kind, answer)?;
-        if kind == ListKind::Tools {
+        // Where nothing is known yet there is nothing that an older word could undo.
+        if kind == ListKind::Tools && (listing.fresh || desk.backend.catalog().tools.is_empty()) {
             desk.backend.learn(&page.entries);
         }
         let public_for = if page.public { Duration::from_millis(page.ttl_ms).min(KEPT_MAX) } else { Duration::ZERO };
@@ -190,14 +198,15 @@ impl Lists {
             page.entries.iter().zip(&judged.listed).map(|(entry, listed)| entry.valid && *listed).collect();
         let hidden = keep.iter().filter(|keep| !**keep).count();
         let output = page.keep(&keep);
+        let ttl = ttl_place(&output);
         if judged.cacheable
             && let (Some(input_id), Some(output_id)) = (id_span(answer, id), id_span(&output, id))
         {
-            let filtered =
-                Filtered { input: answer.clone(), input_id, output: output.clone(), output_id, hidden, public_for };
+            let (input, kept) = (answer.clone(), output.clone());
+            let filtered = Filtered { input, input_id, output: kept, output_id, ttl, hidden, public_for };
             self.cache.insert(key, Arc::new(filtered));
         }
-        Ok((output, hidden))
+        Ok((within_life(output, ttl, &desk.principal), hidden))
     }
 }
 
@@ -227,6 +236,29 @@ fn with_id(answer: &Bytes, at: Range<usize>, id: &Id) -> Option<Bytes> {
     out.extend_from_slice(id);
     out.extend_from_slice(answer.get(at.end..)?);
     Some(out.into())
+}
+
+/// Where `result.ttlMs` stands, counted from the end.
+pub(super) fn ttl_place(answer: &[u8]) -> Option<(usize, usize)> {
+    let (start, end) = list::ttl_span(answer).map(|span| (span.start, span.end))?;
+    Some((answer.len().checked_sub(start)?, answer.len().checked_sub(end)?))
+}
+
+/// The same list, fresh no longer than the caller's token lives. SPEC: 2026-07-28 caching: a private answer is good in one
+/// authorization context only. Whole seconds, so that equal lists stay equal bytes for a moment.
+pub(super) fn within_life(answer: Bytes, ttl: Option<(usize, usize)>, principal: &Principal) -> Bytes {
+    let (Some((start, end)), Some(expires)) = (ttl, principal.expires_at()) else { return answer };
+    let (start, end) = (answer.len().saturating_sub(start), answer.len().saturating_sub(end));
+    let left = expires.duration_since(SystemTime::now()).unwrap_or_default().as_secs().saturating_mul(1000);
+    let said = answer.get(start..end).and_then(|said| std::str::from_utf8(said).ok()?.parse::<u64>().ok());
+    // What is no number of milliseconds is no time to keep it.
+    let given = said.unwrap_or_default().min(left);
+    if said == Some(given) {
+        return answer;
+    }
+    let text = given.to_string();
+    let head = answer.get(..start).unwrap_or_default();
+    [head, text.as_bytes(), answer.get(end..).unwrap_or_default()].concat().into()
 }
 
 /// Where the id's text stands, if the answer begins with an envelope whose id comes before anything long.
@@ -260,12 +292,13 @@ fn declared(desk: &Desk, kind: ListKind, page: &Page) -> Vec<Arc<Decl>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::principal::Claims;
 
     fn filtered(input: &str, output: &str, id: &str) -> Filtered {
         let id = Id::from_json(id).expect("id");
         let (input, output) = (Bytes::copy_from_slice(input.as_bytes()), Bytes::copy_from_slice(output.as_bytes()));
         let (input_id, output_id) = (id_span(&input, &id).expect("id"), id_span(&output, &id).expect("id"));
-        Filtered { input, input_id, output, output_id, hidden: 1, public_for: Duration::ZERO }
+        Filtered { input, input_id, output, output_id, ttl: None, hidden: 1, public_for: Duration::ZERO }
     }
 
     #[test]
@@ -289,6 +322,29 @@ mod tests {
         ] {
             assert_eq!(known.answer_for(&Bytes::copy_from_slice(other.as_bytes()), &id), None, "{other}");
         }
+    }
+
+    #[test]
+    fn a_list_is_fresh_no_longer_than_the_callers_token_lives() {
+        let caller = |lives: Option<u64>| {
+            let expires_at = lives.map(|seconds| SystemTime::now() + Duration::from_secs(seconds));
+            Principal::verified(Claims { expires_at, ..Claims::default() })
+        };
+        let given = |said: &str, lives: Option<u64>| {
+            let text = format!(
+                r#"{{"id":"n-1","result":{{"ttlMs": {said},"tools":[{{"ttlMs":1}}],"cacheScope":"private"}}}}"#
+            );
+            let answer = Bytes::from(text);
+            let out = within_life(answer.clone(), ttl_place(&answer), &caller(lives));
+            let value: serde_json::Value = serde_json::from_slice(&out).expect("json");
+            assert_eq!(value["result"]["tools"][0]["ttlMs"], 1, "an entry is not the list");
+            value["result"]["ttlMs"].as_u64().expect("a number")
+        };
+        assert_eq!(given("3600000", None), 3_600_000, "without an end nothing is cut");
+        assert_eq!(given("5000", Some(60)), 5_000);
+        assert!((55_000..=60_000).contains(&given("3600000", Some(60))));
+        assert_eq!(given("3600000", Some(0)), 0);
+        assert_eq!(given("1e9", Some(60)), 0, "what is no number of milliseconds");
     }
 
     #[test]

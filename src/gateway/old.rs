@@ -14,6 +14,7 @@ mod berth;
 mod voice;
 
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -58,6 +59,8 @@ pub(super) fn stream(gateway: &Gateway, errand: Errand, open: &mut Open) -> Resu
     let slot = errand.connects(open)?;
     let (berth, jobs) = Berth::new(&errand, slot);
     let name = gateway.berths.moor(&berth)?;
+    let busy = berth.clone();
+    open.owes = Some(Arc::new(move || busy.is_busy()));
     let endpoint = Event {
         name: Some("endpoint".to_owned()),
         data: Some(errand.route.messages_path(&name).into()),
@@ -99,6 +102,8 @@ pub(super) async fn message(
         return Ok(Outgoing::Empty { status: 202 });
     }
     let id = message.id().cloned().ok_or(Rejection::Internal)?;
+    // SPEC: 2026-07-28 authorization: whoever lacks a scope is told by 403 and a challenge. On the stream it would be too late.
+    errand.is_admitted(open)?;
     let (running, registration) = berth.begin(&id, asked.is_initialize())?;
     berth.say(|| {
         let said = answer::said(gateway.clone(), errand, asked, open.lend(), running);

@@ -14,6 +14,7 @@ use crate::backend::Answer;
 use crate::catalog::Call;
 use crate::catalog::Mode;
 use crate::exchange::Body;
+use crate::exchange::Owes;
 use crate::exchange::Peer;
 use crate::exchange::Reply;
 use crate::exchange::Request;
@@ -34,6 +35,8 @@ pub(super) struct Open {
     audit: Arc<Audit>,
     metrics: Arc<Metrics>,
     closed: bool,
+    /// Its stream may carry answers to requests that were made elsewhere: is one to come?
+    pub(super) owes: Option<Owes>,
 }
 
 impl Open {
@@ -56,6 +59,7 @@ impl Open {
             audit: audit.clone(),
             metrics: metrics.clone(),
             closed: false,
+            owes: None,
         }
     }
 
@@ -78,6 +82,7 @@ impl Open {
             audit: audit.clone(),
             metrics: metrics.clone(),
             closed: false,
+            owes: None,
         }
     }
 
@@ -91,6 +96,7 @@ impl Open {
             audit: self.audit.clone(),
             metrics: self.metrics.clone(),
             closed: true,
+            owes: None,
         }
     }
 
@@ -170,6 +176,7 @@ impl Open {
             audit: self.audit.clone(),
             metrics: self.metrics.clone(),
             closed: true,
+            owes: None,
         }
     }
 

@@ -13,6 +13,7 @@ use crate::catalog::Call;
 use crate::catalog::Decl;
 use crate::catalog::Effect;
 use crate::catalog::Kind;
+use crate::catalog::Mode;
 use crate::catalog::Operation;
 use crate::catalog::Session;
 use crate::credentials;
@@ -22,6 +23,7 @@ use crate::mcp;
 use crate::mcp::Era;
 use crate::mcp::Message;
 use crate::mcp::Method;
+use crate::mcp::list::ListKind;
 use crate::policy;
 use crate::policy::Denial;
 use crate::principal::Principal;
@@ -161,15 +163,17 @@ impl Asked {
     }
 }
 
-/// Finds what the message is about. An unknown tool makes us ask the backend once more before we say so.
+/// Finds what the message is about. An unknown tool makes us ask the backend once more before we say so. `may_read`: would
+/// the caller be shown a tool of this declaration?
 pub(super) async fn call(
     asked: Asked,
     session: Option<Session>,
     member: &Member,
     request: &Request,
+    may_read: impl Fn(&Decl) -> bool,
 ) -> Result<Call, Rejection> {
     let (action, decl) = match asked.message() {
-        Some(message) => declared(message, member, request).await?,
+        Some(message) => declared(message, member, request, may_read).await?,
         None => (Action::Connect, connect(member)),
     };
     let version = match (&asked.operation, &session) {
@@ -187,12 +191,17 @@ pub(super) fn connect(member: &Member) -> Arc<Decl> {
     Arc::new(Decl::plain(Kind::Backend, name.clone(), name, Effect::Read))
 }
 
-async fn declared(message: &Message, member: &Member, request: &Request) -> Result<(Action, Arc<Decl>), Rejection> {
+async fn declared(
+    message: &Message,
+    member: &Member,
+    request: &Request,
+    may_read: impl Fn(&Decl) -> bool,
+) -> Result<(Action, Arc<Decl>), Rejection> {
     let plain = |kind, name: &str| Arc::new(Decl::plain(kind, member.backend.name().clone(), name, Effect::Read));
     let name = message.params.name.as_deref().unwrap_or_default();
     let uri = message.params.uri.as_deref().unwrap_or_default();
     Ok(match message.method {
-        Some(Method::ToolsCall) => (Action::Call, tool(name, member, request).await?),
+        Some(Method::ToolsCall) => (Action::Call, tool(name, member, request, may_read).await?),
         Some(Method::PromptsGet) => (Action::Get, plain(Kind::Prompt, name)),
         Some(Method::ResourcesRead | Method::ResourcesSubscribe | Method::ResourcesUnsubscribe) => {
             (Action::Read, plain(Kind::Resource, uri))
@@ -206,9 +215,15 @@ async fn declared(message: &Message, member: &Member, request: &Request) -> Resu
     })
 }
 
-/// A name that is in no catalog, also after asking again, is a tool of the highest effect that nobody declared: policy
-/// judges it like any hidden tool, and only then it is called unknown.
-async fn tool(name: &str, member: &Member, request: &Request) -> Result<Arc<Decl>, Rejection> {
+/// A name that is in no catalog, also after asking again, is unknown. Where there is no catalog because the backend cannot
+/// be asked, that is told to those who could use a tool of this name if it only read; for all others it is hidden, and so
+/// is the backend.
+async fn tool(
+    name: &str,
+    member: &Member,
+    request: &Request,
+    may_read: impl Fn(&Decl) -> bool,
+) -> Result<Arc<Decl>, Rejection> {
     if let Some(decl) = member.backend.catalog().tools.get(name) {
         return Ok(decl.clone());
     }
@@ -219,11 +234,19 @@ async fn tool(name: &str, member: &Member, request: &Request) -> Result<Arc<Decl
         Ok(catalog) => catalog.tools.get(name).cloned().ok_or_else(unknown),
         // With a catalog in hand the answer must not tell a hidden tool from a missing one.
         Err(_) if !member.backend.catalog().tools.is_empty() => Err(unknown()),
+        Err(_) if !may_read(&Decl::plain(Kind::Tool, member.backend.name().clone(), name, Effect::Read)) => {
+            Err(unknown())
+        }
         Err(error) => {
             tracing::warn!(backend = %member.backend.name(), %error, "the tool catalog cannot be fetched");
             Err(error.into())
         }
     }
+}
+
+/// What a judgement depends on besides the caller and the call.
+pub(super) fn context(mode: Mode, request: &Request) -> policy::Context {
+    policy::Context { mode, ip: request.peer.address, mtls: request.peer.certificate.is_some(), now: request.at }
 }
 
 /// What is needed after the call went into the judgement: its context, and the words if the answer is no.
@@ -238,13 +261,8 @@ pub(super) struct Judged {
 }
 
 impl Judged {
-    pub(super) fn of(call: &Call, mode: crate::catalog::Mode, request: &Request, mirrors: bool) -> Judged {
-        let context = policy::Context {
-            mode,
-            ip: request.peer.address,
-            mtls: request.peer.certificate.is_some(),
-            now: request.at,
-        };
+    pub(super) fn of(call: &Call, mode: Mode, request: &Request, mirrors: bool) -> Judged {
+        let context = context(mode, request);
         let message = call.message().filter(|_| mirrors);
         let headers = message.map_or(Ok(()), |message| mcp::check_params(request, message, &call.decl.headers));
         let subscriptions = call.message().map(|message| message.params.subscriptions.clone()).unwrap_or_default();
@@ -278,8 +296,12 @@ impl Judged {
             (_, Kind::Tool) if denial.listed => Rejection::ArgumentsDenied { tool: name() },
             (_, Kind::Tool) => {
                 // A missing tool makes us ask the backend; so does a hidden one, or the clock would tell them apart.
-                // The outcome does not matter here: the catalog keeps what it learns.
+                // The outcome does not matter here: the catalog keeps what it learns, and no list from before is served.
+                let known = member.backend.catalog();
                 drop(member.backend.refresh(credentials::own(&member.credential), request.deadline).await);
+                if !Arc::ptr_eq(&known, &member.backend.catalog()) {
+                    house.lists.changed(member.backend.name(), ListKind::Tools);
+                }
                 Rejection::UnknownTool { name: name() }
             }
         }

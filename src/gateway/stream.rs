@@ -1,8 +1,10 @@
 //! The last step of an event stream: from what passes to the bytes for the client, and to the record.
 
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use futures_util::Stream;
 use futures_util::StreamExt;
 use futures_util::stream;
@@ -42,7 +44,9 @@ struct Writing<T> {
 impl<T> Writing<T> {
     /// The next to write, and what goes on after it.
     async fn next(mut self) -> Option<(T, Option<Writing<T>>)> {
-        match self.flow.next().await {
+        // Total, as the spine is: the work of a stream is done while it is written.
+        let passing = AssertUnwindSafe(self.flow.next()).catch_unwind().await;
+        match passing.unwrap_or(Some(Passing::Fail(Rejection::Internal))) {
             Some(Passing::Message(event)) => {
                 let written = self.write(event);
                 Some((written, Some(self)))
@@ -88,5 +92,45 @@ impl<T> Writing<T> {
 impl<T> Drop for Writing<T> {
     fn drop(&mut self) {
         self.open.metrics().open_streams.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::audit;
+    use crate::audit::Audit;
+    use crate::exchange::RequestId;
+    use crate::gateway::Head;
+    use crate::mcp::Era;
+    use crate::mcp::Id;
+    use crate::telemetry::metrics::Metrics;
+
+    #[tokio::test]
+    async fn a_panic_in_a_stream_is_answered_and_recorded_as_a_failure() {
+        let audit = Audit::open(&audit::Config::default()).expect("no sink");
+        let metrics = Arc::new(Metrics::new());
+        let head = Head {
+            id: RequestId(1),
+            http_method: "POST".into(),
+            path: "/mcp".into(),
+            peer: Arc::default(),
+            at: SystemTime::now(),
+            started: Instant::now(),
+            bytes_in: 0,
+        };
+        let mut open = Open::begin_bare(head, &audit, &metrics);
+        open.asks(Some(&Id::number(7)), Era::Legacy);
+        let news = Passing::Message(Event::message(Bytes::from_static(b"{}")));
+        let flow = stream::iter([Some(news), None]).map(|passing| passing.expect("a bug")).boxed();
+        let written: Vec<Bytes> = to_client(flow, open).collect().await;
+        assert_eq!(written.len(), 2);
+        let last = String::from_utf8_lossy(&written[1]).into_owned();
+        assert!(last.contains(r#""id":7,"error":{"#) && last.contains("internal error"), "{last}");
+        assert_eq!((metrics.open_streams.get(), metrics.in_flight.get()), (0, 0));
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::PoisonError;
 
 use super::rates::Key;
@@ -60,26 +61,55 @@ impl Slots {
 #[must_use = "a slot that is not held limits nothing"]
 pub struct Slot {
     slots: Arc<Slots>,
-    held: Vec<Key>,
+    held: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    keys: Vec<Key>,
+    given_back: bool,
 }
 
 impl Slot {
     pub(super) fn new(slots: &Arc<Slots>) -> Slot {
-        Slot { slots: slots.clone(), held: Vec::new() }
+        Slot { slots: slots.clone(), held: Mutex::default() }
     }
 
     /// No bound: nothing to count.
     pub(super) fn take(&mut self, key: Key, concurrent_max: Option<NonZeroU32>) -> Result<(), ()> {
         if let Some(concurrent_max) = concurrent_max {
             self.slots.take(key, concurrent_max)?;
-            self.held.push(key);
+            self.held().keys.push(key);
         }
         Ok(())
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives back what it holds before it is dropped.
+    pub fn give_back(&self) {
+        let mut held = self.held();
+        held.given_back = true;
+        held.keys.drain(..).for_each(|key| self.slots.give_back(key));
+    }
+
+    /// Holds what another one was given, after it gave back its own.
+    pub fn renew(&self, mut other: Slot) {
+        let keys = std::mem::take(&mut other.held.get_mut().unwrap_or_else(PoisonError::into_inner).keys);
+        let mut held = self.held();
+        held.given_back = false;
+        held.keys.extend(keys);
+    }
+
+    pub fn is_given_back(&self) -> bool {
+        self.held().given_back
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.held.iter().for_each(|key| self.slots.give_back(*key));
+        self.give_back();
     }
 }

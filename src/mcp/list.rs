@@ -16,6 +16,7 @@ use serde_json::value::RawValue;
 use super::Binding;
 use super::Method;
 use super::bindings;
+use super::object;
 use crate::catalog::Hints;
 
 /// Entries of one page. No client shows more, and each costs a decision.
@@ -144,6 +145,14 @@ pub fn kinds_of(answer: &[u8]) -> Option<Vec<ListKind>> {
     };
     let members: HashMap<Cow<'_, str>, IgnoredAny> = serde_json::from_str(result.get()).ok()?;
     Some(ListKind::ALL.into_iter().filter(|kind| members.contains_key(kind.member())).collect())
+}
+
+/// Where the value of the result's `ttlMs` stands.
+pub fn ttl_span(answer: &[u8]) -> Option<Range<usize>> {
+    let text = std::str::from_utf8(answer).ok()?;
+    let ttl = object::member(object::member(text, "result")?.get(), "ttlMs")?.get();
+    let start = ttl.as_ptr().addr().checked_sub(text.as_ptr().addr())?;
+    Some(start..start + ttl.len())
 }
 
 impl Listing<'_> {

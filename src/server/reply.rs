@@ -15,6 +15,7 @@ use pingora::server::ShutdownWatch;
 use tokio::time::Instant;
 
 use crate::exchange::Body;
+use crate::exchange::Owes;
 use crate::exchange::Reply;
 use crate::exchange::RequestId;
 
@@ -105,7 +106,7 @@ pub(super) async fn send(
         // Under HTTP/1.1 the wire watches; an h2 stream can be stuck on its window while the connection is not.
         session.set_write_timeout(Some(gate.admission.write_timeout));
     }
-    let Outgoing { id, reply: Reply { status, headers, body }, readers, kind } = outgoing;
+    let Outgoing { id, reply: Reply { status, headers, body, owes }, readers, kind } = outgoing;
     let mut head = ResponseHeader::build_no_case(status, Some(headers.len() + 8))?;
     for (name, value) in headers {
         if !is_ours(&name) {
@@ -150,12 +151,9 @@ pub(super) async fn send(
                 head.insert_header(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))?;
             }
             session.write_response_header(Box::new(head)).await?;
-            let last = if kind == Kind::OpenEnded {
-                LAST_NEWS
-            } else {
-                gate.grace.saturating_sub(LAST_ANSWERS).max(LAST_NEWS)
-            };
-            events(session, stream, gate.admission.keepalive_interval, last, drain).await
+            let answers = gate.grace.saturating_sub(LAST_ANSWERS).max(LAST_NEWS);
+            let grace = Grace { news: if kind == Kind::OpenEnded { LAST_NEWS } else { answers }, answers, owes };
+            events(session, stream, gate.admission.keepalive_interval, grace, drain).await
         }
     }
 }
@@ -191,6 +189,25 @@ fn readers_headers(head: &mut ResponseHeader, readers: Readers) -> pingora::Resu
     head.insert_header(header::ACCESS_CONTROL_EXPOSE_HEADERS, HEADERS_EXPOSED)
 }
 
+/// How long a stream may go on once we shut down.
+struct Grace {
+    /// With nothing but news to come.
+    news: Duration,
+    /// As long as an answer is to come on it.
+    answers: Duration,
+    owes: Option<Owes>,
+}
+
+impl Grace {
+    async fn over(self) {
+        let end = Instant::now() + self.answers;
+        tokio::time::sleep(self.news).await;
+        while self.owes.as_ref().is_some_and(|owes| owes()) && Instant::now() < end {
+            tokio::time::sleep(LAST_NEWS).await;
+        }
+    }
+}
+
 async fn whole(session: &mut ServerSession, mut bytes: Bytes) -> Result<(), Broken> {
     loop {
         let piece = bytes.split_to(bytes.len().min(PIECE_BYTES));
@@ -206,14 +223,14 @@ async fn events(
     session: &mut ServerSession,
     mut stream: Pin<Box<dyn Stream<Item = Bytes> + Send>>,
     interval: Duration,
-    last: Duration,
+    grace: Grace,
     drain: &ShutdownWatch,
 ) -> Result<(), Broken> {
     let quiet = tokio::time::sleep(interval);
     tokio::pin!(quiet);
     let stop = async {
         raised(drain).await;
-        tokio::time::sleep(last).await;
+        grace.over().await;
     };
     tokio::pin!(stop);
     let mut watching = true;

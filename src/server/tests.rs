@@ -108,7 +108,7 @@ impl Spine for Scripted {
                     let _held = &held;
                     news.poll_recv(cx)
                 });
-                Reply { status: 200, headers: Vec::new(), body: Body::Events(Box::pin(stream)) }
+                Reply { status: 200, headers: Vec::new(), body: Body::Events(Box::pin(stream)), owes: None }
             }
             "/big" => Reply::json(200, Bytes::from(vec![b'x'; 64 * 1024 * 1024])),
             "/accepted" => Reply::empty(202),

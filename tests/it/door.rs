@@ -91,7 +91,7 @@ async fn a_door_session_belongs_to_its_principal_and_ends_when_it_is_ended() {
 }
 
 /// A modern upstream: discovery and catalog are given, everything else is the script's.
-async fn modern(script: impl Fn(&HeaderMap, &Value) -> Response + Send + Sync + 'static) -> Scripted {
+pub async fn modern(script: impl Fn(&HeaderMap, &Value) -> Response + Send + Sync + 'static) -> Scripted {
     Scripted::start(move |method, headers, message| match (method.as_str(), message["method"].as_str()) {
         ("POST", Some("initialize")) => {
             let error = json!({ "code": -32022, "message": "no", "data": { "supported": ["2026-07-28"] } });
@@ -114,7 +114,7 @@ async fn modern(script: impl Fn(&HeaderMap, &Value) -> Response + Send + Sync + 
     .await
 }
 
-async fn before(upstream: &Scripted, era: Option<&str>) -> Rig {
+pub async fn before(upstream: &Scripted, era: Option<&str>) -> Rig {
     Rig::with(|file| {
         file["backends"] = json!({ "odd": { "http": { "url": upstream.url }, "trust_annotations": true } });
         if let Some(era) = era {
@@ -126,7 +126,7 @@ async fn before(upstream: &Scripted, era: Option<&str>) -> Rig {
 }
 
 /// A session whose client can be asked everything.
-async fn session(rig: &Rig, version: &str, capabilities: Value) -> (Answer, String) {
+pub async fn session(rig: &Rig, version: &str, capabilities: Value) -> (Answer, String) {
     let params = json!({ "protocolVersion": version, "capabilities": capabilities, "clientInfo": { "name": "it", "version": "1" } });
     let answer = rig.legacy(&rig.viewer(), None, "initialize", params).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
@@ -136,24 +136,24 @@ async fn session(rig: &Rig, version: &str, capabilities: Value) -> (Answer, Stri
 
 /// What the upstream was asked, and the streams it answers with.
 #[derive(Clone, Default)]
-struct Seen {
+pub struct Seen {
     messages: Arc<Mutex<Vec<Value>>>,
     streams: Arc<Mutex<VecDeque<mpsc::UnboundedSender<String>>>>,
 }
 
 impl Seen {
-    fn note(&self, message: &Value) -> usize {
+    pub fn note(&self, message: &Value) -> usize {
         let mut messages = self.messages.lock().unwrap();
         messages.push(message.clone());
         messages.len()
     }
 
-    fn all(&self) -> Vec<Value> {
+    pub fn all(&self) -> Vec<Value> {
         self.messages.lock().unwrap().clone()
     }
 
     /// An answer that the test writes as it goes.
-    fn stream(&self) -> Response {
+    pub fn stream(&self) -> Response {
         let (sender, mut receiver) = mpsc::unbounded_channel::<String>();
         self.streams.lock().unwrap().push_back(sender);
         let body = futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx));
@@ -162,7 +162,7 @@ impl Seen {
     }
 
     /// The next stream that the upstream has opened.
-    async fn next(&self) -> mpsc::UnboundedSender<String> {
+    pub async fn next(&self) -> mpsc::UnboundedSender<String> {
         for _ in 0..500 {
             if let Some(stream) = self.streams.lock().unwrap().pop_front() {
                 return stream;
@@ -173,25 +173,25 @@ impl Seen {
     }
 }
 
-fn event(message: &Value) -> String {
+pub fn event(message: &Value) -> String {
     format!("data: {message}\n\n")
 }
 
 /// A response that is read event by event.
-struct Reading {
+pub struct Reading {
     response: reqwest::Response,
     text: String,
 }
 
 impl Reading {
-    async fn open(request: reqwest::RequestBuilder) -> Reading {
+    pub async fn open(request: reqwest::RequestBuilder) -> Reading {
         let response = request.send().await.unwrap();
         assert_eq!(response.status(), 200);
         Reading { response, text: String::new() }
     }
 
     /// The next event that is not a comment: (id, data).
-    async fn next(&mut self) -> Option<(Option<String>, Value)> {
+    pub async fn next(&mut self) -> Option<(Option<String>, Value)> {
         loop {
             if let Some((event, rest)) = self.text.split_once("\n\n") {
                 let (event, rest) = (event.to_owned(), rest.to_owned());
@@ -210,7 +210,7 @@ impl Reading {
     }
 
     /// The next message.
-    async fn message(&mut self) -> Value {
+    pub async fn message(&mut self) -> Value {
         loop {
             let (_, data) = self.next().await.expect("a message");
             if !data.is_null() {
@@ -220,7 +220,7 @@ impl Reading {
     }
 }
 
-fn call(rig: &Rig, session: &str, id: Value) -> reqwest::RequestBuilder {
+pub fn call(rig: &Rig, session: &str, id: Value) -> reqwest::RequestBuilder {
     let body = json!({ "jsonrpc": "2.0", "id": id, "method": "tools/call", "params": { "name": "look", "arguments": { "n": 1 }, "_meta": { "progressToken": "p" } } });
     rig.client
         .post(rig.url())
@@ -232,7 +232,7 @@ fn call(rig: &Rig, session: &str, id: Value) -> reqwest::RequestBuilder {
         .body(body.to_string())
 }
 
-fn watch(rig: &Rig, session: &str) -> reqwest::RequestBuilder {
+pub fn watch(rig: &Rig, session: &str) -> reqwest::RequestBuilder {
     rig.client
         .get(rig.url())
         .bearer_auth(rig.viewer())
@@ -243,7 +243,7 @@ fn watch(rig: &Rig, session: &str) -> reqwest::RequestBuilder {
 
 const ALL: &str = r#"{"elicitation":{"form":{}},"sampling":{},"roots":{"listChanged":true}}"#;
 
-fn all() -> Value {
+pub fn all() -> Value {
     serde_json::from_str(ALL).unwrap()
 }
 
@@ -458,9 +458,12 @@ async fn a_subscription_is_relayed_on_the_get_stream_and_follows_what_is_subscri
     assert_eq!(left.body["result"], json!({}), "{}", left.text);
     assert_eq!(seen.all()[3]["params"]["notifications"], json!({ "toolsListChanged": true }));
     drop(news);
+    let ended =
+        rig.client.delete(rig.url()).bearer_auth(&token).header("mcp-session-id", &session).send().await.unwrap();
+    assert_eq!(ended.status(), 204);
     tokio::time::timeout(Duration::from_secs(10), fourth.closed())
         .await
-        .expect("the subscription ends with the stream");
+        .expect("the subscription ends with the session");
     rig.app.shutdown().await;
 }
 
@@ -591,5 +594,40 @@ async fn a_call_that_waited_over_a_reload_is_not_made_again() {
     let last = stream.message().await;
     assert_eq!((&last["id"], &last["error"]["data"]["reason"]), (&json!(1), &json!("backend_unavailable")), "{last}");
     assert_eq!(seen.all().len(), 1, "what was allowed before is not taken for allowed now");
+    rig.app.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_takes_too_long_is_recorded_once_and_as_what_the_client_was_told() {
+    let upstream = modern(|_, _| {
+        let silent = futures_util::stream::pending::<Result<Bytes, std::io::Error>>();
+        Response::builder().header("content-type", "application/json").body(Body::from_stream(silent)).unwrap()
+    })
+    .await;
+    let rig = Rig::with(|file| {
+        file["backends"] =
+            json!({ "odd": { "http": { "url": upstream.url }, "trust_annotations": true, "era": "modern" } });
+        file["routes"][0]["backends"] = json!(["odd"]);
+        file["admission"] = json!({ "request_timeout": "1s" });
+    })
+    .await;
+    let (_, session) = session(&rig, "2025-11-25", json!({})).await;
+    let calls = (0..8).map(|n| call(&rig, &session, json!(n)).send());
+    for answer in futures_util::future::join_all(calls).await {
+        let answer = Answer::of(answer.unwrap()).await;
+        assert_eq!((answer.status, &answer.body["error"]["data"]["reason"]), (504, &json!("backend_timeout")));
+    }
+    let late = |record: &Value| record["method"] == "tools/call" && record["reason"] == "backend_timeout";
+    rig.record(late).await;
+    let audit = rig.audit.clone();
+    let records = rig.records();
+    let calls: Vec<_> = records.iter().filter(|record| record["method"] == "tools/call").collect();
+    assert_eq!(calls.len(), 8, "{audit:?}: {calls:#?}");
+    for record in calls {
+        assert_eq!(
+            (&record["reason"], &record["outcome"], &record["status"], &record["target"]),
+            (&json!("backend_timeout"), &json!("failed"), &json!(504), &json!("look"))
+        );
+    }
     rig.app.shutdown().await;
 }

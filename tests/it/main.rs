@@ -9,11 +9,15 @@ mod federation;
 
 /// Starts a gateway with the demo's issuer and workbench behind it.
 mod harness;
+/// What is hidden, missing or out of date.
+mod hidden;
 
 /// Real MCP servers, official SDK clients, the official conformance suite.
 mod live;
 /// Every client with every server on both kinds of route.
 mod matrix;
+/// The stream of news of legacy sessions in front of modern backends.
+mod news;
 /// Clients of HTTP+SSE.
 mod old;
 /// What the program does for a person: `demo --tour`, `check`, `front`, `audit verify`, signals and reload.

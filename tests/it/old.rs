@@ -324,6 +324,60 @@ async fn a_cancelled_request_is_told_upstream_and_makes_room() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_on_the_stream_gets_the_grace_of_any_call_at_shutdown_and_an_idle_stream_does_not_hold_it_up() {
+    let seen = crate::door::Seen::default();
+    let noted = seen.clone();
+    let upstream = Scripted::start(move |verb, _, message| match message["method"].as_str().unwrap_or(verb.as_str()) {
+        "initialize" => {
+            let info = json!({ "name": "slow", "version": "1" });
+            let result =
+                json!({ "protocolVersion": "2024-11-05", "capabilities": { "tools": {} }, "serverInfo": info });
+            scripted::result(message, result)
+        }
+        "tools/list" => scripted::result(message, scripted::two_tools()),
+        "tools/call" => noted.stream(),
+        "GET" => Response::builder().status(405).body(Body::empty()).unwrap(),
+        _ => Response::builder().status(202).body(Body::empty()).unwrap(),
+    })
+    .await;
+    let rig = before(&upstream, |file| file["shutdown_grace"] = json!("60s")).await;
+    let (mut busy, mut idle) = (Line::open(&rig, &rig.viewer()).await, Line::open(&rig, &rig.viewer()).await);
+    busy.initialize().await;
+    idle.initialize().await;
+    busy.send(look(4)).await;
+    let call = seen.next().await;
+    let shutdown = tokio::spawn(rig.app.shutdown());
+    assert!(idle.event().await.is_none(), "with no call to wait for it ends at once");
+    let answer = json!({ "jsonrpc": "2.0", "id": 4, "result": { "content": [{ "type": "text", "text": "late" }] } });
+    let early = tokio::time::timeout(Duration::from_secs(1), busy.event()).await;
+    assert!(early.is_err(), "a call that runs is not cut: {early:?}");
+    call.send(crate::door::event(&answer)).unwrap();
+    assert_eq!(busy.message().await, answer);
+    assert!(busy.event().await.is_none(), "nothing more is to come");
+    tokio::time::timeout(PATIENCE, shutdown).await.expect("long before the grace is over").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_with_a_token_that_allows_nothing_is_challenged_before_it_is_accepted() {
+    let rig = Rig::start().await;
+    let mut line = Line::open(&rig, &rig.viewer()).await;
+    line.initialize().await;
+    let poor = rig.issuer.token("viewer", "openid", crate::harness::AUDIENCE);
+    let call = json!({ "jsonrpc": "2.0", "id": 5, "method": "tools/call", "params": { "name": "list_notes", "arguments": {} } });
+    let refused = line.post(&poor, &call).await;
+    assert_eq!((refused.status, &refused.body["id"]), (403, &json!(5)), "{}", refused.text);
+    let challenge = refused.header("www-authenticate").expect("a challenge");
+    assert!(challenge.contains("insufficient_scope") && challenge.contains("mcp.read"), "{challenge}");
+    let records = rig.records();
+    let refusals: Vec<_> = records.iter().filter(|record| record["reason"] == "insufficient_scope").collect();
+    assert_eq!(refusals.len(), 1, "{refusals:#?}");
+    assert_eq!((&refusals[0]["status"], &refusals[0]["method"]), (&json!(403), &json!("tools/call")));
+    let (answer, _) = line.ask(5, "tools/call", call["params"].clone()).await;
+    assert!(answer["result"]["content"][0]["text"].is_string(), "the stream and the id are as they were: {answer}");
+    rig.app.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_counts_once_for_the_limit_of_streams() {
     for era in ["legacy", "modern"] {
         let rig = Rig::with(|file| {

@@ -13,21 +13,21 @@ use std::time::Duration;
 use std::time::Instant;
 
 use bytes::Bytes;
-use futures_util::stream::BoxStream;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
-use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 use tokio::sync::watch;
 
-use super::line::Budget;
 use super::line::Line;
 use super::line::Mark;
+use super::line::Shelf;
+use super::line::Shelves;
+use super::news::Change;
+use super::news::Wire;
 use super::session::Guest;
 use super::session::unguessable;
 use crate::gateway::Rejection;
 use crate::gateway::errand::Errand;
-use crate::gateway::flow::Passing;
 use crate::mcp::Id;
 
 const SEATS_MAX: usize = 50_000;
@@ -47,13 +47,25 @@ const ENDED_FOR: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Of one session at once.
 const RUNNING_MAX: usize = 256;
 const WAITING_MAX: usize = 64;
+/// Streams of news of one principal that are kept open for clients that left and may come back. They hold no slot either.
+const AWAY_PER_OWNER_MAX: usize = 16;
+/// Questions that wait for one principal's answers, in all its sessions. The calls behind them hold no slot of any limit.
+const WAITING_PER_OWNER_MAX: usize = 256;
 const LINES_MAX: usize = 16;
 const TOPICS_MAX: usize = 256;
 
 pub(in crate::gateway) struct Lobby {
     seats: Mutex<Seats>,
     ended: Cache<String, ()>,
-    budget: Budget,
+    shelf: Arc<Shelf>,
+    tallies: Tallies,
+}
+
+/// What is counted per principal, over all its sessions.
+#[derive(Clone)]
+struct Tallies {
+    questions: Arc<Tally>,
+    away: Arc<Tally>,
 }
 
 struct Seats {
@@ -66,7 +78,8 @@ struct Seats {
 pub(super) struct Seat {
     owner: Arc<str>,
     state: Mutex<State>,
-    budget: Budget,
+    shelves: Shelves,
+    tallies: Tallies,
 }
 
 struct State {
@@ -78,13 +91,10 @@ struct State {
     running: Vec<(u64, Id, watch::Sender<bool>)>,
     waiting: HashMap<String, oneshot::Sender<Bytes>>,
     lines: Vec<Arc<Line>>,
-    /// The GET stream, and which one it is by now.
-    news: Option<mpsc::Sender<Subscription>>,
+    /// The stream of news, read or not.
+    news: Option<Arc<Wire>>,
     count: u64,
 }
-
-/// What a GET stream relays.
-pub(super) type Subscription = Option<BoxStream<'static, Passing>>;
 
 impl Default for Lobby {
     fn default() -> Self {
@@ -95,7 +105,8 @@ impl Default for Lobby {
             .eviction_policy(EvictionPolicy::lru())
             .time_to_live(ENDED_FOR)
             .build();
-        Lobby { seats: Mutex::new(seats), ended, budget: Budget::default() }
+        let tallies = Tallies { questions: Tally::new(WAITING_PER_OWNER_MAX), away: Tally::new(AWAY_PER_OWNER_MAX) };
+        Lobby { seats: Mutex::new(seats), ended, shelf: Shelf::of_the_process(), tallies }
     }
 }
 
@@ -123,7 +134,7 @@ impl Lobby {
         if seats.by_nonce.len() >= SEATS_MAX {
             seats.give_way(None).ok_or(full)?;
         }
-        let seat = Arc::new(Seat::new(owner.clone(), self.budget.clone()));
+        let seat = Arc::new(Seat::new(owner.clone(), &self.shelf, &self.tallies));
         seats.by_nonce.insert(guest.nonce.clone(), seat.clone());
         *seats.by_owner.entry(owner.clone()).or_default() += 1;
         Ok(seat)
@@ -138,7 +149,9 @@ impl Lobby {
             state.running.iter().for_each(|(_, _, stop)| {
                 stop.send_replace(true);
             });
-            state.news = None;
+            if let Some(news) = state.news.take() {
+                news.stop();
+            }
         }
     }
 }
@@ -180,7 +193,7 @@ impl Seats {
 }
 
 impl Seat {
-    fn new(owner: Arc<str>, budget: Budget) -> Seat {
+    fn new(owner: Arc<str>, shelf: &Arc<Shelf>, tallies: &Tallies) -> Seat {
         let state = State {
             used: Instant::now(),
             level: None,
@@ -192,7 +205,8 @@ impl Seat {
             news: None,
             count: 0,
         };
-        Seat { owner, state: Mutex::new(state), budget }
+        let shelves = [Shelf::of_a_session(), shelf.clone()];
+        Seat { owner, state: Mutex::new(state), shelves, tallies: tallies.clone() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -203,7 +217,7 @@ impl Seat {
     fn idle(&self) -> Option<Instant> {
         let mut state = self.state();
         state.lines.retain(|line| !line.is_over());
-        let watched = state.news.as_ref().is_some_and(|news| !news.is_closed());
+        let watched = state.news.as_ref().is_some_and(|news| news.is_open() || !news.line.is_over());
         let busy = watched || !state.running.is_empty() || !state.waiting.is_empty() || !state.lines.is_empty();
         (!busy).then_some(state.used)
     }
@@ -241,15 +255,21 @@ impl Seat {
     }
 
     /// A question to the client: the id to send it under, and what waits for the answer.
-    pub(super) fn expect(self: &Arc<Self>) -> Option<Waiting> {
-        let id = format!("wg-{}", unguessable()?);
+    ///
+    /// # Errors
+    /// If too many wait for this session's client, or for its owner's answers.
+    pub(super) fn expect(self: &Arc<Self>) -> Result<Waiting, Rejection> {
+        let id = format!("wg-{}", unguessable().ok_or(Rejection::Internal)?);
         let (answered, answer) = oneshot::channel();
         let mut state = self.state();
         if state.waiting.len() >= WAITING_MAX {
-            return None;
+            return Err(Rejection::TooManyConcurrent { limit: "session-questions" });
+        }
+        if !self.tallies.questions.take(&self.owner) {
+            return Err(Rejection::TooManyConcurrent { limit: "principal-questions" });
         }
         state.waiting.insert(id.clone(), answered);
-        Some(Waiting { seat: self.clone(), id, answer })
+        Ok(Waiting { seat: self.clone(), id, answer })
     }
 
     /// The client answered: `false` if nobody waits for it (any more).
@@ -262,13 +282,13 @@ impl Seat {
     /// A new line for the events of one answer. The oldest that has ended gives way to it.
     pub(super) fn line(&self, errand: &Errand, id: &Id, version: &str) -> Result<Arc<Line>, Rejection> {
         let name = unguessable().ok_or(Rejection::Internal)?;
-        let line = Line::new(name, id, version, Mark::of(errand), &self.budget);
+        let line = Line::new(name, Some(id), version, Mark::of(errand), &self.shelves);
         let mut state = self.state();
         state.lines.retain(|line| !line.is_over());
         if state.lines.len() >= LINES_MAX {
             let done = state.lines.iter().position(|line| line.has_ended()).unwrap_or(0);
             // Its client may go on reading it; it can only not be found any more.
-            state.lines.remove(done);
+            state.lines.remove(done).hide();
         }
         state.lines.push(line.clone());
         Ok(line)
@@ -288,7 +308,8 @@ impl Seat {
         (state.topics.clone(), state.edition)
     }
 
-    /// Puts a changed set in force, unless somebody else changed it since this edition: then the subscription comes back.
+    /// Puts a changed set in force, unless somebody else changed it since this edition. `change`: what the stream of news
+    /// relays from now on, if it is open.
     ///
     /// # Errors
     /// If there are too many.
@@ -296,7 +317,7 @@ impl Seat {
         &self,
         topics: BTreeSet<String>,
         edition: u64,
-        subscription: Subscription,
+        change: Option<Change>,
     ) -> Result<bool, Rejection> {
         if topics.len() > TOPICS_MAX {
             return Err(Rejection::TooManyConcurrent { limit: "session-subscriptions" });
@@ -307,23 +328,46 @@ impl Seat {
         }
         state.topics = topics;
         state.edition += 1;
-        if let Some(news) = &state.news {
-            drop(news.try_send(subscription));
+        if let (Some(news), Some(change)) = (&state.news, change) {
+            news.change(change);
         }
         Ok(true)
     }
 
-    /// Is somebody listening to the session's GET stream?
-    pub(super) fn is_watched(&self) -> bool {
-        self.state().news.as_ref().is_some_and(|news| !news.is_closed())
+    /// The session's stream of news, as it was last opened.
+    pub(super) fn news(&self) -> Option<Arc<Wire>> {
+        self.state().news.clone()
     }
 
-    /// The one GET stream from now on; an older one ends.
-    pub(super) fn watch(&self) -> mpsc::Receiver<Subscription> {
-        const CHANGES_MAX: usize = 32;
-        let (news, inbox) = mpsc::channel(CHANGES_MAX);
-        self.state().news = Some(news);
-        inbox
+    /// The one stream of news from now on. An older one ends, and is given back with whether it was open until now. It listens for the topics of this edition;
+    /// if they have changed meanwhile, it listens again.
+    pub(super) fn watch(&self, wire: &Arc<Wire>, edition: u64) -> Option<(Arc<Wire>, bool)> {
+        let mut state = self.state();
+        if state.edition != edition {
+            wire.change(Change::Again);
+        }
+        let old = state.news.replace(wire.clone())?;
+        let was_open = old.is_open();
+        old.stop();
+        Some((old, was_open))
+    }
+
+    pub(super) fn shelves(&self) -> &Shelves {
+        &self.shelves
+    }
+
+    /// May a stream of news go on while its client is away? Counted until dropped.
+    pub(super) fn stays(self: &Arc<Self>) -> Option<Away> {
+        self.tallies.away.take(&self.owner).then(|| Away(self.clone()))
+    }
+}
+
+/// A stream of news whose client has left and may come back.
+pub(super) struct Away(Arc<Seat>);
+
+impl Drop for Away {
+    fn drop(&mut self) {
+        self.0.tallies.away.give_back(&self.0.owner);
     }
 }
 
@@ -370,6 +414,41 @@ impl Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         self.seat.state().waiting.remove(&self.id);
+        self.seat.tallies.questions.give_back(&self.seat.owner);
+    }
+}
+
+/// How many of something each principal has. Who has none is not in it.
+struct Tally {
+    each_max: usize,
+    counts: Mutex<HashMap<Arc<str>, usize>>,
+}
+
+impl Tally {
+    fn new(each_max: usize) -> Arc<Tally> {
+        Arc::new(Tally { each_max, counts: Mutex::default() })
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<Arc<str>, usize>> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `false`: too many.
+    fn take(&self, owner: &Arc<str>) -> bool {
+        let mut open = self.open();
+        let count = open.entry(owner.clone()).or_default();
+        let free = *count < self.each_max;
+        *count += usize::from(free);
+        free
+    }
+
+    fn give_back(&self, owner: &Arc<str>) {
+        let mut open = self.open();
+        let Some(count) = open.get_mut(owner) else { return };
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            open.remove(owner);
+        }
     }
 }
 
@@ -436,6 +515,26 @@ mod tests {
         let name = id(&format!("\"{}\"", late.id));
         drop(late);
         assert!(!seat.answered(&name, Bytes::new()), "nobody waits");
+    }
+
+    #[test]
+    fn questions_are_bounded_per_session_and_per_principal_and_make_room_again() {
+        let (lobby, owner): (_, Arc<str>) = (Lobby::default(), "mallory".into());
+        let refused = |seat: &Arc<Seat>| seat.expect().err();
+        let too_many = |limit| Some(Rejection::TooManyConcurrent { limit });
+        let mut waiting = Vec::new();
+        for _ in 0..WAITING_PER_OWNER_MAX / WAITING_MAX {
+            let seat = lobby.seat(&guest(), &owner).expect("a place");
+            waiting.extend((0..WAITING_MAX).map(|_| seat.expect().expect("few wait")));
+            assert_eq!(refused(&seat), too_many("session-questions"));
+        }
+        let another = lobby.seat(&guest(), &owner).expect("a place");
+        assert_eq!(refused(&another), too_many("principal-questions"));
+        assert_eq!(refused(&lobby.seat(&guest(), &"alice".into()).expect("a place")), None, "others are not concerned");
+        waiting.pop();
+        assert_eq!(refused(&another), None);
+        drop(waiting);
+        assert!(lobby.tallies.questions.open().is_empty(), "who has none is forgotten");
     }
 
     #[test]

@@ -21,6 +21,7 @@ use super::answer::Ask;
 use super::answer::Said;
 use super::answer::Topic;
 use super::line::Line;
+use super::line::total;
 use super::lobby::Running;
 use super::lobby::Seat;
 use super::request;
@@ -47,6 +48,9 @@ const ROUNDS_MAX: usize = 8;
 
 /// People take their time to answer; but not for ever.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+
+/// Kept of the request's own time for saying that nothing came.
+const MARGIN: Duration = Duration::from_millis(100);
 
 /// One request of the session.
 pub(super) struct Round {
@@ -82,7 +86,8 @@ impl Round {
 
     async fn run(self, mut open: Open, hand: Hand) {
         let mut shadow = open.shadow();
-        let first = self.first(&mut open).await;
+        let first = AssertUnwindSafe(self.first(&mut open)).catch_unwind().await;
+        let first = first.unwrap_or(Err(Rejection::Internal));
         let begun = match first {
             Ok(Begun::Whole(outgoing)) => Err(Ok(outgoing)),
             Ok(Begun::Stream(heard)) => match self.seat.line(&self.errand, &self.id, &self.guest.version) {
@@ -93,15 +98,15 @@ impl Round {
         };
         let (line, heard) = match begun {
             Ok(begun) => begun,
-            Err(outcome) => return give(hand, open, outcome),
+            Err(outcome) => return self.give(hand, open, outcome),
         };
-        give(hand, open, Ok(Outgoing::Events { flow: line.answer(), session: None }));
+        self.give(hand, open, Ok(Outgoing::Events { flow: line.answer(), session: None }));
         let last = tokio::select! {
             biased;
             () = self.running.cancelled() => Passing::End("cancelled"),
             // Once nobody listens it has as long as any request has.
             () = line.abandoned(self.errand.span()) => Passing::End("client_gone"),
-            last = self.converse(&line, heard, &mut shadow) => last,
+            last = total(self.converse(&line, heard, &mut shadow)) => last,
         };
         line.end(last);
     }
@@ -109,9 +114,11 @@ impl Round {
     /// The first answer, within the request's deadline.
     async fn first(&self, open: &mut Open) -> Result<Begun, Rejection> {
         let asked = self.asked(self.id.clone(), &Again::default())?;
+        // Before the request's own deadline, so that it is this end that answers and whose words are recorded.
         let left = self.errand.request.deadline.saturating_duration_since(Instant::now());
+        let left = left.saturating_sub(MARGIN).max(left / 2);
         let outcome = {
-            let work = AssertUnwindSafe(self.errand.modern(asked, open)).catch_unwind();
+            let work = self.errand.modern(asked, open);
             tokio::select! {
                 biased;
                 () = self.running.cancelled() => {
@@ -123,12 +130,8 @@ impl Round {
             }
         };
         let outgoing = match outcome {
-            Ok(Ok(outgoing)) => outgoing?,
-            Ok(Err(_panic)) => return Err(Rejection::Internal),
-            Err(_elapsed) => {
-                let late = open.backend().map_or(Rejection::Internal, |backend| Rejection::BackendTimeout { backend });
-                return Err(late);
-            }
+            Ok(outgoing) => outgoing?,
+            Err(_elapsed) => return Err(late(open)),
         };
         match outgoing {
             Outgoing::Json { body, hidden, .. } => match self.read(&body)? {
@@ -200,9 +203,7 @@ impl Round {
         }
         let mut waiting = Vec::with_capacity(asks.len());
         for ask in asks {
-            let Some(one) = self.seat.expect() else {
-                return Err(self.fails("too many questions wait for the client already"));
-            };
+            let one = self.seat.expect().map_err(Passing::Fail)?;
             let mut question = Object::default();
             question.set("jsonrpc", "\"2.0\"");
             question.set("id", quoted(&one.id));
@@ -267,6 +268,22 @@ impl Round {
         }
     }
 
+    /// Gives the record back. If nobody waits for it any more, it is closed here: the client has left meanwhile, or it was
+    /// told that nothing came in time.
+    fn give(&self, hand: Hand, open: Open, outcome: Result<Outgoing, Rejection>) {
+        let Err((mut open, outcome)) = hand.send((open, outcome)) else { return };
+        let told = Instant::now() >= self.errand.request.deadline;
+        let rejection = if told { Some(late(&open)) } else { outcome.err() };
+        let Some(rejection) = rejection else { return open.close("client_gone") };
+        let facts = rejection.facts(open.era());
+        open.reason(facts.reason);
+        open.error_code(Some(facts.code));
+        if told {
+            open.status(facts.status);
+        }
+        open.close(if told { "failed" } else { "client_gone" });
+    }
+
     fn asked(&self, id: Id, again: &Again) -> Result<Asked, Rejection> {
         asked(&self.guest, &self.seat, id, self.method, self.params.as_ref(), again)
     }
@@ -315,13 +332,7 @@ pub(super) fn asked(
     Ok(Asked::modern(message, false))
 }
 
-/// Gives the record back; if the client has left meanwhile, it is closed here.
-fn give(hand: Hand, open: Open, outcome: Result<Outgoing, Rejection>) {
-    let Err((mut open, outcome)) = hand.send((open, outcome)) else { return };
-    if let Err(rejection) = &outcome {
-        let facts = rejection.facts(open.era());
-        open.reason(facts.reason);
-        open.error_code(Some(facts.code));
-    }
-    open.close("client_gone");
+/// Nothing came in time. Before a backend was chosen nobody upstream is to blame.
+fn late(open: &Open) -> Rejection {
+    open.backend().map_or(Rejection::Overloaded, |backend| Rejection::BackendTimeout { backend })
 }

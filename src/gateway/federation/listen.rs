@@ -59,7 +59,10 @@ impl Federation {
         let watched = self.watched(&message)?;
         let wanted = wanted(&message);
         let limits = &self.errand.house.limits;
-        let slot = Arc::new(limits.acquire_stream(&self.errand.principal, ALL)?);
+        let slot = match &self.errand.slot {
+            Some(slot) => slot.clone(),
+            None => Arc::new(limits.acquire_stream(&self.errand.principal, ALL)?),
+        };
         let asked = (0..self.names.shares().len()).filter_map(|share| part_of(&message, &wanted, share, &watched));
         let begun = asked.map(|(share, message)| Source::begin(self, share, message, &slot, open.branch()));
         let begun = join_all(begun.collect::<Vec<_>>()).await;
