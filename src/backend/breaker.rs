@@ -11,7 +11,7 @@ pub struct Config {
     pub failures: u32,
     /// If they lie within this.
     pub window: Duration,
-    /// How long the upstream is left alone before one call may try it.
+    /// How long the upstream is left alone before one call may try it, and how long that one keeps the others waiting.
     pub pause: Duration,
 }
 
@@ -22,6 +22,8 @@ pub struct Breaker {
     state: State,
     /// Counts the openings. What began before the last one says nothing about what is now.
     era: u64,
+    /// Counts the calls that tried.
+    probes: u64,
 }
 
 #[derive(Debug)]
@@ -30,15 +32,16 @@ enum State {
     Closed(VecDeque<Instant>),
     /// No call passes until then.
     Open(Instant),
-    /// One call is trying.
-    HalfOpen,
+    /// One call is trying, this one the last; if it takes longer than until then, another one may.
+    HalfOpen { probe: u64, until: Instant },
 }
 
 /// What a call that may pass gives back with its outcome.
 #[derive(Clone, Copy, Debug)]
 pub struct Pass {
     era: u64,
-    probe: bool,
+    /// Which of the calls that tried it is.
+    probe: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -61,7 +64,7 @@ pub enum Change {
 
 impl Breaker {
     pub fn new(config: Config) -> Breaker {
-        Breaker { config, state: State::Closed(VecDeque::new()), era: 0 }
+        Breaker { config, state: State::Closed(VecDeque::new()), era: 0, probes: 0 }
     }
 
     /// May a call pass now?
@@ -70,14 +73,14 @@ impl Breaker {
     /// How long it is until one may.
     pub fn admit(&mut self, now: Instant) -> Result<Pass, Duration> {
         match self.state {
-            State::Closed(_) => Ok(Pass { era: self.era, probe: false }),
-            State::Open(until) if until <= now => {
-                self.state = State::HalfOpen;
-                Ok(Pass { era: self.era, probe: true })
+            State::Closed(_) => Ok(Pass { era: self.era, probe: None }),
+            State::Open(until) | State::HalfOpen { until, .. } if until <= now => {
+                self.probes += 1;
+                let until = now.checked_add(self.config.pause).unwrap_or(now);
+                self.state = State::HalfOpen { probe: self.probes, until };
+                Ok(Pass { era: self.era, probe: Some(self.probes) })
             }
-            State::Open(until) => Err(until.saturating_duration_since(now)),
-            // The one that tries is not back yet; nobody knows when it will be.
-            State::HalfOpen => Err(Duration::from_secs(1)),
+            State::Open(until) | State::HalfOpen { until, .. } => Err(until.saturating_duration_since(now)),
         }
     }
 
@@ -103,18 +106,19 @@ impl Breaker {
                 }
                 Change::Nothing
             }
-            (State::HalfOpen, Outcome::Alive) if pass.probe => {
+            // Also of one that took long, when another one has begun to try.
+            (State::HalfOpen { .. }, Outcome::Alive) if pass.probe.is_some() => {
                 self.state = State::Closed(VecDeque::new());
                 self.era += 1;
                 Change::Closed
             }
-            (State::HalfOpen, Outcome::Failed) if pass.probe => self.open(now),
+            (State::HalfOpen { .. }, Outcome::Failed) if pass.probe.is_some() => self.open(now),
             // Nothing was learnt: the next call tries.
-            (State::HalfOpen, Outcome::Unknown) if pass.probe => {
+            (State::HalfOpen { probe, .. }, Outcome::Unknown) if pass.probe == Some(*probe) => {
                 self.state = State::Open(now);
                 Change::Nothing
             }
-            (State::Closed(_) | State::HalfOpen | State::Open(_), _) => Change::Nothing,
+            (State::Closed(_) | State::HalfOpen { .. } | State::Open(_), _) => Change::Nothing,
         }
     }
 
@@ -197,6 +201,19 @@ mod tests {
         assert_eq!(breaker.report(probe, Outcome::Unknown, later + second(11)), Change::Nothing);
         assert!(!breaker.is_closed());
         assert!(breaker.admit(later + second(11)).is_ok());
+    }
+
+    #[test]
+    fn a_probe_that_takes_long_does_not_keep_the_others_out_for_ever() {
+        let (mut breaker, now) = open();
+        let slow = breaker.admit(now + second(10)).expect("the pause is over");
+        assert_eq!(breaker.admit(now + second(14)).map(drop), Err(second(6)));
+        let next = breaker.admit(now + second(20)).expect("the first one takes too long");
+        assert_eq!(breaker.report(slow, Outcome::Unknown, now + second(21)), Change::Nothing);
+        assert_eq!(breaker.admit(now + second(21)).map(drop), Err(second(9)), "the second one is trying");
+        assert_eq!(breaker.report(slow, Outcome::Alive, now + second(22)), Change::Closed, "late, but an answer");
+        assert_eq!(breaker.report(next, Outcome::Failed, now + second(23)), Change::Nothing, "of another time");
+        assert!(breaker.is_closed());
     }
 
     #[test]

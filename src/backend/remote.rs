@@ -19,6 +19,7 @@ mod uplift;
 use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -150,6 +151,8 @@ pub struct Stdio {
     pub processes_max: usize,
     /// Of one principal. Without meaning where all share one.
     pub processes_per_principal_max: usize,
+    /// A child that was greeted and has answered nothing within this is ended.
+    pub start_timeout: Duration,
     /// A child that serves nobody is ended after this.
     pub idle_timeout: Duration,
 }
@@ -203,6 +206,8 @@ struct Ask<'a> {
     repeatable: bool,
     /// The principal's key; empty for the gateway itself.
     owner: &'a str,
+    /// Set when the call has what it needs on our side, such as a connection: before that the upstream was not asked.
+    reached: Option<&'a OnceLock<Instant>>,
 }
 
 impl<'a> Ask<'a> {
@@ -215,6 +220,15 @@ impl<'a> Ask<'a> {
             bindings: &call.decl.headers,
             repeatable: call.decl.kind == Kind::Backend || call.decl.retryable(),
             owner: permit.owner(),
+            reached: None,
+        }
+    }
+
+    /// From now on it is up to the upstream.
+    fn reach(&self) {
+        if let Some(reached) = self.reached {
+            // The first time counts.
+            let _ = reached.set(Instant::now());
         }
     }
 }

@@ -391,6 +391,7 @@ fn stdio(stdio: &remote::Stdio) -> Shown {
         ("processes", word(processes)),
         ("processes_max", word(stdio.processes_max)),
         ("processes_per_principal_max", word(stdio.processes_per_principal_max)),
+        ("start_timeout", span(stdio.start_timeout)),
         ("idle_timeout", span(stdio.idle_timeout)),
     ])
 }

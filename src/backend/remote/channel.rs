@@ -5,13 +5,19 @@
 //!
 //! INVARIANT: nobody gets a message that may be about another. Answers and progress go by numbers that are ours; what
 //! names nobody goes to all guests only if it says no more than that something changed; the rest goes to the one it can
-//! be about, or to nobody.
+//! be about, or to nobody. A request whose caller left can still be what it is about, until the server answers it.
 
+mod ghosts;
 mod guests;
 mod inbox;
 mod relay;
+mod scan;
+#[cfg(test)]
+mod tests;
 
 pub(super) use relay::abilities;
+pub(super) use scan::Scan;
+pub(super) use scan::Whose;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
@@ -37,6 +43,7 @@ use crate::mcp::Kind;
 use crate::mcp::Message;
 use crate::mcp::Method;
 use crate::mcp::sse::Event;
+use ghosts::Ghosts;
 use guests::Guests;
 use inbox::End;
 use inbox::Inbox;
@@ -50,9 +57,6 @@ const WAITING_MAX: usize = 1_000;
 /// What waits for a slow reader may be at least so large, whatever one answer may be.
 const INBOX_BYTES_MIN: usize = 16 * 1024 * 1024;
 
-/// An `initialize` that is not answered within this never will be.
-const GREETING_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// Words of a server that are no messages are logged this often and no more.
 const BAD_PAUSE: Duration = Duration::from_secs(1);
 
@@ -61,6 +65,8 @@ pub(super) struct Desk {
     era: Era,
     blame: Blame,
     answer_bytes_max: usize,
+    /// An `initialize` that is not answered within this never will be.
+    greeting_timeout: Duration,
     /// Our own words to the server: refusals, cancellations. Lost when the server does not read: worth no waiting.
     asides: mpsc::Sender<Bytes>,
     /// What the first `initialize` was answered; held while it is being asked.
@@ -72,6 +78,8 @@ struct State {
     next: u64,
     waiting: BTreeMap<u64, Waiter>,
     guests: Guests,
+    ghosts: Ghosts,
+    opening: Opening,
     /// `notifications/initialized` was sent.
     initialized: bool,
     used: Instant,
@@ -80,6 +88,17 @@ struct State {
     closed: bool,
     /// When a bad word of the server was logged, and how many were not since.
     bad: (Option<Instant>, u64),
+}
+
+/// Has the server begun to serve?
+#[derive(Clone, Copy, Debug)]
+enum Opening {
+    /// It was asked nothing.
+    Fresh,
+    /// The first that it was asked, then, is answered at once by whatever serves at all.
+    Greeted(Instant),
+    /// It has answered something, or was asked for work first, which may take its time.
+    Over,
 }
 
 struct Waiter {
@@ -91,11 +110,19 @@ struct Waiter {
 }
 
 impl Desk {
-    pub(super) fn new(era: Era, blame: Blame, answer_bytes_max: usize, asides: mpsc::Sender<Bytes>) -> Desk {
+    pub(super) fn new(
+        era: Era,
+        blame: Blame,
+        answer_bytes_max: usize,
+        greeting_timeout: Duration,
+        asides: mpsc::Sender<Bytes>,
+    ) -> Desk {
         let state = State {
             next: 1,
             waiting: BTreeMap::new(),
             guests: Guests::default(),
+            ghosts: Ghosts::default(),
+            opening: Opening::Fresh,
             initialized: false,
             used: Instant::now(),
             fruitful: false,
@@ -103,7 +130,7 @@ impl Desk {
             bad: (None, 0),
         };
         let (greeting, state) = (tokio::sync::Mutex::new(None), Mutex::new(state));
-        Desk { era, blame, answer_bytes_max, asides, greeting, state }
+        Desk { era, blame, answer_bytes_max, greeting_timeout, asides, greeting, state }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -171,7 +198,8 @@ impl Desk {
         let (desk, mut hello) = (self.clone(), hello.clone());
         hello.kind = Kind::Request { id: Id::number(0) };
         let asking = tokio::spawn(async move {
-            let lock = pingora::time::timeout(GREETING_TIMEOUT, desk.greeting.lock()).await;
+            let patience = desk.greeting_timeout;
+            let lock = pingora::time::timeout(patience, desk.greeting.lock()).await;
             let mut greeting = lock.map_err(|_| desk.blame.timeout())?;
             if let Some(known) = &*greeting {
                 return Ok(known.clone());
@@ -181,8 +209,7 @@ impl Desk {
                 send(waiting.line(&hello)).await?;
                 waiting.answer().await
             };
-            let answer =
-                pingora::time::timeout(GREETING_TIMEOUT, work).await.unwrap_or_else(|_| Err(desk.blame.timeout()))?;
+            let answer = pingora::time::timeout(patience, work).await.unwrap_or_else(|_| Err(desk.blame.timeout()))?;
             if !is_error(&answer) {
                 *greeting = Some(answer.clone());
             }
@@ -223,6 +250,14 @@ impl Desk {
         let number = state.next;
         state.next += 1;
         state.used = Instant::now();
+        if matches!(state.opening, Opening::Fresh) {
+            state.opening = match message.method {
+                Some(Method::Initialize | Method::ServerDiscover | Method::ToolsList) => {
+                    Opening::Greeted(Instant::now())
+                }
+                _ => Opening::Over,
+            };
+        }
         let inbox = self.inbox();
         let token = message.params.progress_token.as_ref().map(|token| String::from_utf8_lossy(token).into_owned());
         let subscription = message.method == Some(Method::SubscriptionsListen);
@@ -314,12 +349,12 @@ impl Desk {
                 }
             }
             Belonging::Response => {
+                state.answered(number);
                 // Nobody waits: the caller left. SPEC: a late answer is ignored.
                 let Some(waiter) = state.waiting.remove(&number) else {
                     return;
                 };
                 state.used = Instant::now();
-                state.fruitful = true;
                 // A session is idle from its last answer on, not from its last question.
                 if let Some(guest) = &waiter.guest {
                     state.guests.touch(guest);
@@ -407,17 +442,23 @@ impl Desk {
         tracing::warn!(target: "wardgate::channel", backend = %self.blame.0, what, unlogged = silent, "what the server says is dropped");
     }
 
-    /// A message was longer than any answer may be; this is its beginning. If it does not tell whose it is, all who
-    /// wait could be meant.
-    pub(super) fn too_long(&self, beginning: &[u8]) {
+    /// A message was longer than any answer may be. Who waits for it fails, and nobody else; if it does not tell whose
+    /// it is, the one who can be meant.
+    pub(super) fn too_long(&self, whose: Whose) {
         let mut state = self.state();
-        let meant = match relay::in_front(beginning) {
-            Ok(number) => number.and_then(|number| state.waiting.remove(&number)).into_iter().collect(),
-            Err(()) => std::mem::take(&mut state.waiting).into_values().collect::<Vec<_>>(),
+        let meant = match whose {
+            Whose::Answer(number) => {
+                state.answered(number);
+                state.waiting.remove(&number)
+            }
+            Whose::Unknown if state.waiting.len() == 1 && state.ghosts.is_empty() => {
+                state.waiting.pop_first().map(|(_, waiter)| waiter)
+            }
+            Whose::Nobody | Whose::Unknown => None,
         };
         drop(state);
         self.bad("a message that is too long");
-        for waiter in meant {
+        if let Some(waiter) = meant {
             waiter.inbox.end(End::Failed(self.blame.too_large(self.answer_bytes_max)));
         }
     }
@@ -437,6 +478,11 @@ impl Desk {
 
     pub(super) fn is_closed(&self) -> bool {
         self.state().closed
+    }
+
+    /// The server was greeted, and has not answered anything for so long.
+    pub(super) fn is_mute(&self, patience: Duration) -> bool {
+        matches!(self.state().opening, Opening::Greeted(at) if at.elapsed() >= patience)
     }
 
     /// The server has answered at least one request.
@@ -467,14 +513,27 @@ impl Desk {
 
 impl State {
     /// The one session that a message without a name can be about: the one whose requests run, if no other's do; if
-    /// none run, the only one there is.
+    /// none run, the only one there is. A request that its caller left may run still.
     fn meant(&self) -> Option<(Arc<str>, Arc<Inbox>)> {
         let mut running = self.waiting.values().rev().filter(|waiter| waiter.guest.is_some());
-        let Some(newest) = running.next() else {
-            return self.guests.only_one();
+        let (session, inbox) = match running.next() {
+            None => self.guests.only_one()?,
+            Some(newest) if running.all(|other| other.guest == newest.guest) => {
+                (newest.guest.clone()?, newest.inbox.clone())
+            }
+            Some(_) => return None,
         };
-        let alone = running.all(|other| other.guest == newest.guest);
-        newest.guest.clone().filter(|_| alone).map(|guest| (guest, newest.inbox.clone()))
+        self.ghosts.are_of(&session).then_some((session, inbox))
+    }
+
+    /// The server has answered this request, whether somebody waits or not.
+    fn answered(&mut self, number: u64) {
+        // Numbers that were never given out are answered by nobody.
+        if number < self.next {
+            self.fruitful = true;
+            self.opening = Opening::Over;
+            self.ghosts.lay(number);
+        }
     }
 }
 
@@ -579,10 +638,24 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        let waited = self.desk.state().waiting.remove(&self.number).is_some();
-        // SPEC: 2026-07-28 stdio: cancelling is said; 2025-11-25: a client that disconnects does not cancel.
-        if waited && self.desk.era == Era::Modern {
-            let _ = self.desk.asides.try_send(relay::give_up(self.number));
+        let mut state = self.desk.state();
+        if let Some(waiter) = state.waiting.remove(&self.number) {
+            // SPEC: 2026-07-28 stdio: cancelling is said; 2025-11-25: a client that disconnects does not cancel.
+            match (self.desk.era, waiter.guest) {
+                (Era::Modern, _) => {
+                    let _ = self.desk.asides.try_send(relay::give_up(self.number));
+                }
+                (Era::Legacy, Some(guest)) => state.ghosts.add(self.number, guest),
+                (Era::Legacy, None) => {}
+            }
+        }
+        // A question that nobody read is owed an answer.
+        for message in self.inbox.desert() {
+            if let Ok(Came::Request { id, .. }) = relay::incoming(&message)
+                && Id::from_json(&id).is_some_and(|own| state.guests.take_back(&own).is_some())
+            {
+                let _ = self.desk.asides.try_send(relay::refusal(&id));
+            }
         }
     }
 }

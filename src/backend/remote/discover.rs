@@ -5,6 +5,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -57,7 +59,9 @@ const TOOLS_MAX: usize = 10_000;
 /// asked; the catalog must know it all the same. Discovery itself calls nothing, so it is never asked.
 pub(super) const ABILITIES: &str = r#"{"elicitation":{"form":{},"url":{}},"sampling":{},"roots":{}}"#;
 
-/// A server that is silent when asked in the modern way is a legacy one (stdio transport §Backward Compatibility).
+/// A server that is silent when asked in the modern way is a legacy one (stdio transport §Backward Compatibility), or still
+/// starting. After this it is asked in the legacy way too, and what it answers first counts: a program that was started
+/// later and has answered by then shows that the silent one is not starting any more.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The catalog of one backend, and when it was asked for.
@@ -66,6 +70,7 @@ pub(super) struct Shelf {
     effects: Effects,
     speech: Arc<Speech>,
     ttl: Duration,
+    probe_timeout: Duration,
     catalog: ArcSwap<Catalog>,
     times: Mutex<Times>,
     /// Held while the upstream is being asked: whoever comes meanwhile waits and takes the same outcome.
@@ -97,10 +102,17 @@ impl Shelf {
             effects: config.effects.clone(),
             speech,
             ttl: config.catalog_ttl,
+            probe_timeout: PROBE_TIMEOUT,
             catalog: ArcSwap::default(),
             times: Mutex::new(Times::default()),
             flight: tokio::sync::Mutex::new(Flight::default()),
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn probing_for(mut self, probe_timeout: Duration) -> Shelf {
+        self.probe_timeout = probe_timeout;
+        self
     }
 
     pub(super) fn catalog(&self) -> Arc<Catalog> {
@@ -163,7 +175,8 @@ impl Shelf {
             owner: "".into(),
             blame: self.blame.clone(),
         };
-        let fetch = Fetch { line, blame: &self.blame, speech: &self.speech, deadline };
+        let (probe_timeout, heard) = (self.probe_timeout, AtomicBool::new(false));
+        let fetch = Fetch { line, blame: &self.blame, speech: &self.speech, deadline, probe_timeout, heard };
         let fetched = pingora::time::timeout(left(deadline), fetch.tools()).await;
         let outcome = fetched.unwrap_or_else(|_| Err(self.blame.timeout())).map(|(era, tools)| {
             self.speech.learn(era);
@@ -233,6 +246,9 @@ struct Fetch<'a> {
     blame: &'a Blame,
     speech: &'a Speech,
     deadline: Instant,
+    probe_timeout: Duration,
+    /// It has answered in the modern way.
+    heard: AtomicBool,
 }
 
 /// Why a walk in the modern way came to nothing.
@@ -250,7 +266,7 @@ impl Fetch<'_> {
         if let Some(era) = self.speech.configured() {
             let tools = match era {
                 Era::Legacy => self.legacy().await?,
-                Era::Modern => match self.modern(self.deadline).await {
+                Era::Modern => match self.modern().await {
                     Ok(tools) => tools,
                     Err(Modern::Foreign { tools_unknown: true }) => Vec::new(),
                     Err(Modern::Foreign { .. }) => {
@@ -269,11 +285,44 @@ impl Fetch<'_> {
                 outcome => return outcome.map(|tools| (Era::Legacy, tools)),
             }
         }
-        let probe = self.deadline.min(Instant::now() + PROBE_TIMEOUT);
-        match self.modern(probe).await {
+        self.find_out().await
+    }
+
+    /// In the modern way first, and in the legacy way when that is refused or not answered in time.
+    async fn find_out(&self) -> Result<(Era, Vec<Entry>), Error> {
+        let mut modern = std::pin::pin!(self.modern());
+        let early = pingora::time::timeout(self.probe_timeout.min(left(self.deadline)), &mut modern).await;
+        match early {
+            Ok(outcome) => return self.settle(outcome, self.legacy()).await,
+            // It takes its time for further pages.
+            Err(_) if self.heard.load(Ordering::Relaxed) => return self.settle(modern.await, self.legacy()).await,
+            Err(_) => {}
+        }
+        let mut legacy = std::pin::pin!(self.legacy());
+        tokio::select! {
+            biased;
+            outcome = &mut modern => self.settle(outcome, legacy).await,
+            found = &mut legacy => match found {
+                Ok(tools) => Ok((Era::Legacy, tools)),
+                // It may be a modern one that does not know `initialize` and is slow.
+                Err(refused) => match modern.await {
+                    Ok(tools) => Ok((Era::Modern, tools)),
+                    Err(Modern::Foreign { .. } | Modern::Failed(_)) => Err(refused),
+                },
+            }
+        }
+    }
+
+    /// What the answer to the modern question means; `legacy` is asked, or asked on, if it is needed.
+    async fn settle(
+        &self,
+        modern: Result<Vec<Entry>, Modern>,
+        legacy: impl Future<Output = Result<Vec<Entry>, Error>>,
+    ) -> Result<(Era, Vec<Entry>), Error> {
+        match modern {
             Ok(tools) => Ok((Era::Modern, tools)),
             Err(Modern::Failed(error)) => Err(error),
-            Err(Modern::Foreign { tools_unknown }) => match self.legacy().await {
+            Err(Modern::Foreign { tools_unknown }) => match legacy.await {
                 // It knows neither tools nor `initialize`: a modern server that has no tools.
                 Err(Error::Protocol { .. }) if tools_unknown => Ok((Era::Modern, Vec::new())),
                 outcome => outcome.map(|tools| (Era::Legacy, tools)),
@@ -281,20 +330,16 @@ impl Fetch<'_> {
         }
     }
 
-    async fn modern(&self, probe: Instant) -> Result<Vec<Entry>, Modern> {
+    async fn modern(&self) -> Result<Vec<Entry>, Modern> {
         let version = MODERN_VERSIONS.first().copied().unwrap_or_default();
         let mut walk = Walk::default();
         loop {
             let params = params(walk.cursor.as_deref(), Some(version));
             let first = walk.pages == 0;
-            let until = if first { probe } else { self.deadline };
-            let outcome = match self.ask_modern(params, walk.pages, until).await {
+            let outcome = match self.ask_modern(params, walk.pages).await {
                 Ok(outcome) => outcome,
                 // SPEC: versioning §Backward Compatibility: whatever is no modern error means legacy.
                 Err(Error::Protocol { .. } | Error::SessionLost { .. }) if first => {
-                    return Err(Modern::Foreign { tools_unknown: false });
-                }
-                Err(Error::Timeout { .. }) if first && probe < self.deadline => {
                     return Err(Modern::Foreign { tools_unknown: false });
                 }
                 Err(error) => return Err(Modern::Failed(error)),
@@ -304,6 +349,7 @@ impl Fetch<'_> {
                     return Err(Modern::Foreign { tools_unknown: false });
                 }
                 Outcome::Result(answer) => {
+                    self.heard.store(true, Ordering::Relaxed);
                     match walk.take(&answer).map_err(|what| Modern::Failed(self.blame.protocol(what)))? {
                         Step::Done(tools) => return Ok(tools),
                         Step::Next => {}
@@ -355,7 +401,7 @@ impl Fetch<'_> {
         }
     }
 
-    async fn ask_modern(&self, params: Params, page: usize, until: Instant) -> Result<Outcome, Error> {
+    async fn ask_modern(&self, params: Params, page: usize) -> Result<Outcome, Error> {
         let id = Id::number(page as u64 + 1);
         let operation = Operation::Post(Message {
             kind: Kind::Request { id: id.clone() },
@@ -364,13 +410,20 @@ impl Fetch<'_> {
             params,
             outcome: None,
         });
-        let ask =
-            Ask { operation: &operation, session: None, version: None, bindings: &[], repeatable: true, owner: "" };
+        let ask = Ask {
+            operation: &operation,
+            session: None,
+            version: None,
+            bindings: &[],
+            repeatable: true,
+            owner: "",
+            reached: None,
+        };
         let work = async {
-            let answer = self.line.upstream.ask(ask, &self.line.credential, until).await?;
+            let answer = self.line.upstream.ask(ask, &self.line.credential, self.deadline).await?;
             outcome(answer, &id, self.blame).await
         };
-        pingora::time::timeout(left(until), work).await.unwrap_or_else(|_| Err(self.blame.timeout()))
+        pingora::time::timeout(left(self.deadline), work).await.unwrap_or_else(|_| Err(self.blame.timeout()))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 use std::sync::MutexGuard;
+use std::sync::OnceLock;
 use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::Instant;
@@ -68,19 +69,22 @@ impl<U: Reach> Reach for Guarded<U> {
         let Some(breaker) = &self.breaker else {
             return self.upstream.ask(ask, credential, deadline).await;
         };
-        let began = Instant::now();
-        let pass = open(breaker).admit(began).map_err(|wait| {
+        let pass = open(breaker).admit(Instant::now()).map_err(|wait| {
             let seconds = wait.as_millis().div_ceil(1000).max(1);
             self.blame.unavailable(format!("circuit open, next try in {seconds} s"))
         })?;
         let mut attempt = Attempt { breaker, blame: &self.blame, pass, outcome: Outcome::Unknown };
         let asks = matches!(ask.operation, Operation::Post(_));
-        let answer = self.upstream.ask(ask, credential, deadline).await;
+        let own = OnceLock::new();
+        let reached = ask.reached.unwrap_or(&own);
+        let answer = self.upstream.ask(Ask { reached: Some(reached), ..ask }, credential, deadline).await;
+        // Who waited for a place of ours alone has learnt nothing of the upstream.
+        let since = reached.get().map(Instant::elapsed);
         attempt.outcome = match &answer {
-            Err(Error::Unavailable { .. }) => Outcome::Failed,
-            Err(Error::Timeout { .. }) if began.elapsed() >= self.patience => Outcome::Failed,
+            Err(Error::Unavailable { .. }) if since.is_some() => Outcome::Failed,
+            Err(Error::Timeout { .. }) if since.is_some_and(|since| since >= self.patience) => Outcome::Failed,
             // Streams and sessions may be our own affair: the upstream need not have been asked.
-            Err(Error::Timeout { .. } | Error::SessionLost { .. }) => Outcome::Unknown,
+            Err(Error::Unavailable { .. } | Error::Timeout { .. } | Error::SessionLost { .. }) => Outcome::Unknown,
             Ok(_) if !asks => Outcome::Unknown,
             Ok(_) | Err(Error::AnswerTooLarge { .. } | Error::CredentialRefused { .. } | Error::Protocol { .. }) => {
                 Outcome::Alive

@@ -213,6 +213,7 @@ impl Inner {
         let request = self.compose(ask, credential)?;
         let slot =
             self.slots.clone().acquire_owned().await.map_err(|_| self.blame.unavailable("it is being stopped"))?;
+        ask.reach();
         let (replica, in_flight, response) = self.attempts(ask, &request).await?;
         let lease = Lease { _slot: slot, _in_flight: in_flight };
         let answer = self.read(ask, response, lease).await;
@@ -433,7 +434,15 @@ impl Inner {
     /// One health check: a connection of its own, and any answer that is not a server error.
     async fn check(&self, replica: &Replica, health: Health) {
         let stream = Operation::Stream { last_event_id: None };
-        let ask = Ask { operation: &stream, session: None, version: None, bindings: &[], repeatable: true, owner: "" };
+        let ask = Ask {
+            operation: &stream,
+            session: None,
+            version: None,
+            bindings: &[],
+            repeatable: true,
+            owner: "",
+            reached: None,
+        };
         let Ok(request) = self.compose(&ask, &credentials::own(&self.config.credential)) else {
             return;
         };

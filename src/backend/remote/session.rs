@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::OnceLock;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
@@ -157,12 +158,23 @@ impl Session {
 
     /// `repeatable`: may be sent again over a fresh connection when a pooled one dies.
     pub(super) async fn post(&self, message: Message, repeatable: bool, deadline: Instant) -> Result<Answer, Error> {
-        self.ask(&Operation::Post(message), repeatable, deadline).await
+        self.ask(&Operation::Post(message), repeatable, deadline, None).await
+    }
+
+    /// [`Session::post`]; `reached` is set as soon as the upstream may get the message.
+    pub(super) async fn post_tracked(
+        &self,
+        message: Message,
+        repeatable: bool,
+        deadline: Instant,
+        reached: &OnceLock<Instant>,
+    ) -> Result<Answer, Error> {
+        self.ask(&Operation::Post(message), repeatable, deadline, Some(reached)).await
     }
 
     /// The session's stream of server messages.
     pub(super) async fn stream(&self, last_event_id: Option<String>, deadline: Instant) -> Result<Answer, Error> {
-        self.ask(&Operation::Stream { last_event_id }, true, deadline).await
+        self.ask(&Operation::Stream { last_event_id }, true, deadline, None).await
     }
 
     /// A request of our own in this session.
@@ -208,7 +220,9 @@ impl Session {
         if self.hello.offers.logging.is_none() {
             return;
         }
-        let mut set = self.level.lock().await;
+        let Ok(mut set) = pingora::time::timeout(left(deadline), self.level.lock()).await else {
+            return;
+        };
         if set.is_some_and(|set| set <= level) {
             return;
         }
@@ -255,8 +269,18 @@ impl Session {
         })
     }
 
-    async fn ask(&self, operation: &Operation, repeatable: bool, deadline: Instant) -> Result<Answer, Error> {
-        let answer = ask(&self.line, operation, self.id.as_deref(), Some(&self.version), repeatable, deadline).await;
+    async fn ask(
+        &self,
+        operation: &Operation,
+        repeatable: bool,
+        deadline: Instant,
+        reached: Option<&OnceLock<Instant>>,
+    ) -> Result<Answer, Error> {
+        // SPEC: the header came with 2025-06-18.
+        let version = Some(self.version.as_str()).filter(|version| *version >= "2025-06-18");
+        let owner = self.line.owner.as_ref();
+        let ask = Ask { operation, session: self.id.as_deref(), version, bindings: &[], repeatable, owner, reached };
+        let answer = self.line.upstream.ask(ask, &self.line.credential, deadline).await;
         // A 404 to GET may as well be a server that has no such stream.
         if matches!(operation, Operation::Post(_)) && matches!(answer, Err(Error::SessionLost { .. })) {
             self.lose();
@@ -287,7 +311,7 @@ async fn ask(
 ) -> Result<Answer, Error> {
     // SPEC: the header came with 2025-06-18.
     let version = version.filter(|version| *version >= "2025-06-18");
-    let ask = Ask { operation, session, version, bindings: &[], repeatable, owner: &line.owner };
+    let ask = Ask { operation, session, version, bindings: &[], repeatable, owner: &line.owner, reached: None };
     line.upstream.ask(ask, &line.credential, deadline).await
 }
 

@@ -22,6 +22,7 @@ use futures_util::stream::BoxStream;
 use http::HeaderName;
 use http::HeaderValue;
 use pingora::upstreams::peer::HttpPeer;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc;
 use tokio::sync::watch;
@@ -65,6 +66,9 @@ const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A server may hold the acknowledgement of a message back until it has worked on it, but not for ever.
 const POST_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+
+/// An `initialize` that is not answered within this never will be.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Words of our own on their way to the server.
 const ASIDES_MAX: usize = 64;
@@ -201,10 +205,10 @@ impl Inner {
             (Era::Legacy, Some(session)) => {
                 let line = self.home(session)?;
                 *line.header.lock().unwrap_or_else(PoisonError::into_inner) = header.clone();
-                self.send(&line, message, session, header).await
+                self.send(&line, message, session, header, ask).await
             }
             (Era::Legacy, None) if message.method == Some(Method::Initialize) => {
-                self.begin_session(message, ask.owner, header).await
+                self.begin_session(message, header, ask).await
             }
             // SPEC: lifecycle: nothing but `initialize` comes before the session.
             (Era::Legacy, None) => Err(self.blame.session_lost()),
@@ -217,18 +221,23 @@ impl Inner {
         message: &Message,
         session: &str,
         header: Header,
+        ask: &Ask<'_>,
     ) -> Result<Answer, Error> {
+        // Waited for by the caller itself: a caller who leaves while there is no place has asked nothing.
+        let slot = self.slot().await?;
         if !message.is_request() {
+            ask.reach();
             if let Some(words) = line.desk.note(message, Some(session)) {
-                self.deliver(line, words, header).await?;
+                self.deliver(line, words, header, slot).await?;
             }
             return Ok(Answer::empty(202));
         }
         let waiting = line.desk.register(message, Some(session))?;
+        ask.reach();
         // The server may send what belongs to the request before it acknowledges it; and a caller who leaves does not
         // take the request back.
         let (inner, to, words) = (self.clone(), line.clone(), waiting.line(message));
-        let mut posting = tokio::spawn(async move { inner.deliver(&to, words, header).await });
+        let mut posting = tokio::spawn(async move { inner.deliver(&to, words, header, slot).await });
         let mut content = std::pin::pin!(waiting.content(self.config.read_timeout));
         let content = tokio::select! {
             biased;
@@ -242,15 +251,15 @@ impl Inner {
     }
 
     /// Opens a stream, and over it a session that is known to nobody until `initialize` was answered well.
-    async fn begin_session(self: &Arc<Self>, hello: &Message, owner: &str, header: Header) -> Result<Answer, Error> {
-        let mut newborn = Newborn(Some(self.open(header.clone()).await?));
+    async fn begin_session(self: &Arc<Self>, hello: &Message, header: Header, ask: &Ask<'_>) -> Result<Answer, Error> {
+        let mut newborn = Newborn(Some(self.open(header.clone(), ask).await?));
         let Some(line) = newborn.0.clone() else {
             return Err(self.blame.unavailable("the stream is gone"));
         };
         let id = channel::mint(&self.blame)?;
-        let newcomer = line.desk.join(id.clone(), owner, hello)?;
-        let (inner, to) = (self.clone(), line.clone());
-        let body = line.desk.greet(hello, |words| async move { inner.deliver(&to, words, header).await }).await?;
+        let newcomer = line.desk.join(id.clone(), ask.owner, hello)?;
+        let (inner, to, slot) = (self.clone(), line.clone(), self.slot().await?);
+        let body = line.desk.greet(hello, |words| async move { inner.deliver(&to, words, header, slot).await }).await?;
         if is_error(&body) {
             return Ok(Answer { status: 200, session: None, content: Content::Json(body) });
         }
@@ -289,7 +298,7 @@ impl Inner {
     }
 
     /// Opens the event stream and reads where messages go.
-    async fn open(self: &Arc<Self>, header: Header) -> Result<Arc<Line>, Error> {
+    async fn open(self: &Arc<Self>, header: Header, ask: &Ask<'_>) -> Result<Arc<Line>, Error> {
         if self.stopped.load(Ordering::Relaxed) {
             return Err(self.blame.unavailable("it is being stopped"));
         }
@@ -299,6 +308,7 @@ impl Inner {
             return Err(self.blame.unavailable("it has no endpoint"));
         };
         let request = self.compose("GET", Bytes::new(), &header)?;
+        ask.reach();
         let (peer, response) = self.connect(replica, &request).await?;
         self.judge(&response)?;
         // Silence is natural here: it is the answers that are waited for.
@@ -306,7 +316,7 @@ impl Inner {
         let said = self.introduction(&mut events).await?;
         let endpoint = endpoint::resolve(&replica.endpoint, &said).map_err(|what| self.blame.protocol(what))?;
         let (asides, to_say) = mpsc::channel(ASIDES_MAX);
-        let desk = Desk::new(Era::Legacy, self.blame.clone(), self.config.answer_bytes_max, asides);
+        let desk = Desk::new(Era::Legacy, self.blame.clone(), self.config.answer_bytes_max, GREETING_TIMEOUT, asides);
         let (ending, header) = (watch::Sender::new(false), Mutex::new(header));
         let line = Arc::new(Line { desk: Arc::new(desk), peer, endpoint, ending, header });
         tokio::spawn(listen(Arc::downgrade(self), line.clone(), events, to_say, self.idle_timeout));
@@ -381,13 +391,23 @@ impl Inner {
         Err(self.blame.protocol("its event stream does not begin with an endpoint"))
     }
 
+    /// A place for one message on its way.
+    async fn slot(&self) -> Result<OwnedSemaphorePermit, Error> {
+        self.posts.clone().acquire_owned().await.map_err(|_| self.blame.unavailable("it is being stopped"))
+    }
+
     /// Posts one message. The answer, if it is a request, comes over the stream.
-    async fn deliver(&self, line: &Line, words: Bytes, header: Header) -> Result<(), Error> {
+    async fn deliver(
+        &self,
+        line: &Line,
+        words: Bytes,
+        header: Header,
+        _slot: OwnedSemaphorePermit,
+    ) -> Result<(), Error> {
         let end = words.len() - usize::from(words.ends_with(b"\n"));
         let request = self.compose("POST", words.slice(..end), &header)?;
         let head = request.head(&line.endpoint);
         let work = async {
-            let _slot = self.posts.acquire().await.map_err(|_| self.blame.unavailable("it is being stopped"))?;
             let response = match self.pump.exchange(&line.peer, &head, &request.body, false).await {
                 // The message never arrived whole: once more, over a connection of its own.
                 Err(Failure::Stale { sent: false, .. }) => {
@@ -489,7 +509,8 @@ async fn say(inner: Weak<Inner>, line: Arc<Line>, mut to_say: mpsc::Receiver<Byt
             return;
         };
         let header = line.header.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Err(error) = inner.deliver(&line, words, header).await {
+        let sent = async { inner.deliver(&line, words, header, inner.slot().await?).await };
+        if let Err(error) = sent.await {
             tracing::debug!(%error, "a word of ours did not arrive");
         }
     }

@@ -45,7 +45,7 @@ use crate::mcp::Method;
 use child::Child;
 use child::Ended;
 
-/// A process that lives longer than this is not failing.
+/// A process that lives longer than this, and has answered something, is not failing.
 const STEADY: Duration = Duration::from_secs(10);
 
 /// The first pause before a failing process is started again; doubled each time up to [`BACKOFF_MAX`].
@@ -175,6 +175,8 @@ impl Drop for Upstream {
 #[async_trait]
 impl Reach for Upstream {
     async fn ask(&self, ask: Ask<'_>, _credential: &Credential, deadline: Instant) -> Result<Answer, Error> {
+        // There is no queue in front of a process that is worth telling from the process.
+        ask.reach();
         let work = async {
             match ask.operation {
                 Operation::EndSession => self.0.end_session(ask.session),
@@ -385,7 +387,7 @@ impl Inner {
         } else {
             self.fruitless.fetch_add(1, Ordering::Relaxed);
         }
-        if ended.lived >= STEADY || ended.expected {
+        if (ended.lived >= STEADY && ended.fruitful) || ended.expected {
             state.records.remove(&key.trouble());
             return;
         }

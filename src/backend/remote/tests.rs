@@ -612,6 +612,24 @@ async fn an_upstream_that_does_not_answer_is_left_alone_and_then_tried_by_one_ca
 }
 
 #[tokio::test]
+async fn who_waits_for_a_connection_of_ours_says_nothing_about_the_upstream() {
+    let (feed, fed) = mpsc::unbounded_channel();
+    let fed = std::sync::Mutex::new(Some(fed));
+    let server = Server::start(move |_| Reaction::Feed(fed.lock().expect("lock").take().expect("asked once"))).await;
+    let http = Http { connections_max: 1, ..http_config(vec![endpoint(server.port)]) };
+    let breaker = breaker::Config { failures: 1, window: Duration::from_secs(60), pause: Duration::from_secs(60) };
+    let connect_timeout = Duration::from_millis(5);
+    let config = Config { breaker: Some(breaker), connect_timeout, ..config(Transport::Http(http)) };
+    let backend = new(config).expect("a good configuration");
+    feed.send(STREAM_HEAD.into()).expect("open");
+    let held = call(&backend, tool_call(Effect::Read)).await.expect("an answer");
+    let waiting = backend.call(tool_call(Effect::Read), credential(), Instant::now() + Duration::from_millis(50)).await;
+    assert_eq!(refusal(waiting), Error::Timeout { backend: "up".into() });
+    assert!(backend.healthy());
+    drop(held);
+}
+
+#[tokio::test]
 async fn refusals_and_callers_without_time_do_not_open_the_circuit() {
     let server = Server::start(|seen| match seen.json()["params"]["name"] == "t" {
         true => error(seen, "400 Bad Request", -32602),

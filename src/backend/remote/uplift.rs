@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `server/discover` | from the `initialize` result of the caller's session |
 //! | any request | in a pooled session, under an id of ours ([`sessions`], [`request`]) |
-//! | `subscriptions/listen` | the same session's GET stream, which its listeners share ([`listen`], [`watches`]) |
+//! | `subscriptions/listen` | the same session's GET stream and what its calls bring, shared by its listeners ([`listen`], [`watches`]); they move when the session is replaced |
 //! | an answer, its notifications | hints and types added, legacy codes mapped ([`answer`]) |
 //! | `input_required` and the retry | a server's question; the call waits meanwhile ([`parked`]) |
 //! | the client leaves | `notifications/cancelled` ([`exchange`]) |

@@ -159,7 +159,7 @@ pub(in crate::config) struct Health {
 }
 
 /// A server that speaks HTTP+SSE of 2024-11-05: each session is an open event stream, which names the endpoint for
-/// messages. That must be of the same origin.
+/// messages. That must be of the same origin. One server: no replicas, and no health checks but the calls themselves.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct Sse {
@@ -210,6 +210,8 @@ pub(in crate::config) struct Stdio {
     pub processes_max: Option<u32>,
     /// Processes of one caller at once. Default: `4`.
     pub processes_per_principal_max: Option<u32>,
+    /// A process that has not answered its first question within this is ended. Default: `2m`.
+    pub start_timeout: Option<Span>,
     /// A process that serves nobody is ended after this. Default: `10m`.
     pub idle_timeout: Option<Span>,
 }

@@ -54,6 +54,9 @@ const BREAKER: breaker::Config =
     breaker::Config { failures: 5, window: Duration::from_secs(60), pause: Duration::from_secs(10) };
 const BREAKER_FAILURES_MAX: u32 = 1000;
 const STDIO_IDLE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+
+/// Programs are fetched from a registry before they start, the first time.
+const STDIO_START_TIMEOUT: Duration = Duration::from_secs(2 * 60);
 const HEALTH: Health =
     Health { interval: Duration::from_secs(10), timeout: Duration::from_secs(2), unhealthy_after: 3, healthy_after: 2 };
 const HEALTH_COUNT_MAX: u32 = 1000;
@@ -157,6 +160,7 @@ fn backend(book: &mut Book<'_>, key: &Key, name: String, written: file::Backend)
             processes: Processes::Principal,
             processes_max: 1,
             processes_per_principal_max: 1,
+            start_timeout: STDIO_START_TIMEOUT,
             idle_timeout: STDIO_IDLE_TIMEOUT,
         })),
     };
@@ -452,6 +456,7 @@ fn stdio(book: &mut Book<'_>, key: &Key, written: file::Stdio) -> Option<Stdio> 
         processes,
         processes_max: usize::try_from(processes_max).unwrap_or(usize::MAX),
         processes_per_principal_max: usize::try_from(of_one).unwrap_or(usize::MAX),
+        start_timeout: book.span(key, "start_timeout", written.start_timeout, STDIO_START_TIMEOUT),
         idle_timeout: book.span(key, "idle_timeout", written.idle_timeout, STDIO_IDLE_TIMEOUT),
     })
 }

@@ -23,7 +23,13 @@ const SUBSCRIPTIONS_MAX: usize = 1_000;
 const ASKED_MAX: usize = 100;
 
 #[derive(Default)]
-pub(super) struct Guests(BTreeMap<Arc<str>, Guest>);
+pub(super) struct Guests {
+    sessions: BTreeMap<Arc<str>, Guest>,
+    /// The first principal that came; the gateway itself does not count.
+    first: Option<Box<str>>,
+    /// Sessions of other principals came too: even the only one that is left is not the only one that can be meant.
+    strangers: bool,
+}
 
 struct Guest {
     owner: Box<str>,
@@ -61,12 +67,15 @@ impl Guests {
         capabilities: Vec<String>,
         messages: Arc<Inbox>,
     ) -> Result<(), String> {
-        if self.0.len() >= GUESTS_MAX {
+        if self.sessions.len() >= GUESTS_MAX {
             return Err(format!("{GUESTS_MAX} sessions share it already"));
         }
-        let own = self.0.values().filter(|guest| guest.owner.as_ref() == owner).count();
+        let own = self.sessions.values().filter(|guest| guest.owner.as_ref() == owner).count();
         if own >= GUESTS_PER_PRINCIPAL_MAX {
             return Err(format!("{GUESTS_PER_PRINCIPAL_MAX} sessions of this principal share it already"));
+        }
+        if !owner.is_empty() {
+            self.strangers |= self.first.get_or_insert_with(|| owner.into()).as_ref() != owner;
         }
         let guest = Guest {
             owner: owner.into(),
@@ -77,14 +86,14 @@ impl Guests {
             subscribed: BTreeSet::new(),
             asked: Vec::new(),
         };
-        self.0.insert(session, guest);
+        self.sessions.insert(session, guest);
         Ok(())
     }
 
     pub(super) fn leave(&mut self, session: &str) -> Option<Left> {
-        let guest = self.0.remove(session)?;
+        let guest = self.sessions.remove(session)?;
         guest.messages.end(End::Closed);
-        let heard = |uri: &String| self.0.values().any(|other| other.subscribed.contains(uri));
+        let heard = |uri: &String| self.sessions.values().any(|other| other.subscribed.contains(uri));
         Some(Left {
             asked: guest.asked.iter().map(|asked| asked.id.as_json().to_owned()).collect(),
             unheard: guest.subscribed.iter().filter(|uri| !heard(uri)).cloned().collect(),
@@ -93,19 +102,19 @@ impl Guests {
 
     /// All sessions end.
     pub(super) fn close(self) -> Vec<Arc<str>> {
-        self.0.values().for_each(|guest| guest.messages.end(End::Closed));
-        self.0.into_keys().collect()
+        self.sessions.values().for_each(|guest| guest.messages.end(End::Closed));
+        self.sessions.into_keys().collect()
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.sessions.is_empty()
     }
 
     /// The session is used now.
     pub(super) fn touch(&mut self, session: &str) -> Option<Arc<str>> {
-        let (session, _) = self.0.get_key_value(session)?;
+        let (session, _) = self.sessions.get_key_value(session)?;
         let session = session.clone();
-        if let Some(guest) = self.0.get_mut(&session) {
+        if let Some(guest) = self.sessions.get_mut(&session) {
             guest.used = Instant::now();
         }
         Some(session)
@@ -114,29 +123,33 @@ impl Guests {
     /// Sessions that nobody used for so long.
     pub(super) fn unused(&self, longer_than: Duration) -> Vec<Arc<str>> {
         let unused = |guest: &Guest| guest.streams == 0 && guest.used.elapsed() >= longer_than;
-        self.0.iter().filter(|(_, guest)| unused(guest)).map(|(session, _)| session.clone()).collect()
+        self.sessions.iter().filter(|(_, guest)| unused(guest)).map(|(session, _)| session.clone()).collect()
     }
 
     pub(super) fn listen(&mut self, session: &str) -> Option<(Arc<str>, Arc<Inbox>)> {
         let session = self.touch(session)?;
-        let guest = self.0.get_mut(&session)?;
+        let guest = self.sessions.get_mut(&session)?;
         guest.streams += 1;
         Some((session, guest.messages.clone()))
     }
 
     pub(super) fn listens_no_more(&mut self, session: &str) {
-        if let Some(guest) = self.0.get_mut(session) {
+        if let Some(guest) = self.sessions.get_mut(session) {
             guest.streams = guest.streams.saturating_sub(1);
             guest.used = Instant::now();
         }
     }
 
     pub(super) fn listening(&self) -> bool {
-        self.0.values().any(|guest| guest.streams > 0)
+        self.sessions.values().any(|guest| guest.streams > 0)
     }
 
+    /// The one session that there is, on a channel that never had another principal's.
     pub(super) fn only_one(&self) -> Option<(Arc<str>, Arc<Inbox>)> {
-        let mut all = self.0.iter();
+        if self.strangers {
+            return None;
+        }
+        let mut all = self.sessions.iter();
         match (all.next(), all.next()) {
             (Some((session, guest)), None) => Some((session.clone(), guest.messages.clone())),
             _ => None,
@@ -148,12 +161,12 @@ impl Guests {
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Inbox>> {
-        self.0.values().map(|guest| &guest.messages)
+        self.sessions.values().map(|guest| &guest.messages)
     }
 
     /// `false`: there are too many.
     pub(super) fn subscribe(&mut self, session: &str, uri: &str) -> bool {
-        let Some(guest) = self.0.get_mut(session) else {
+        let Some(guest) = self.sessions.get_mut(session) else {
             return false;
         };
         if guest.subscribed.len() >= SUBSCRIPTIONS_MAX && !guest.subscribed.contains(uri) {
@@ -165,16 +178,16 @@ impl Guests {
 
     /// Does another session still listen to it?
     pub(super) fn unsubscribe(&mut self, session: &str, uri: &str) -> bool {
-        if let Some(guest) = self.0.get_mut(session) {
+        if let Some(guest) = self.sessions.get_mut(session) {
             guest.subscribed.remove(uri);
         }
-        self.0.values().any(|guest| guest.subscribed.contains(uri))
+        self.sessions.values().any(|guest| guest.subscribed.contains(uri))
     }
 
     /// The streams of those who subscribed to this resource, or to one that it is a part of.
     pub(super) fn subscribed(&self, uri: &str) -> impl Iterator<Item = &Arc<Inbox>> {
         let about = move |guest: &&Guest| guest.subscribed.iter().any(|listened| is_within(uri, listened));
-        self.0.values().filter(about).map(|guest| &guest.messages)
+        self.sessions.values().filter(about).map(|guest| &guest.messages)
     }
 
     /// The server asks this session. `false`: its client did not say it can do that, or was asked too much already.
@@ -192,11 +205,16 @@ impl Guests {
             "roots/list" => Some("roots"),
             _ => None,
         };
-        let others = self.0.values().flat_map(|guest| &guest.asked).any(|asked| asked.id.same(&id));
-        let Some(guest) = self.0.get_mut(session) else {
+        let others = self.sessions.values().flat_map(|guest| &guest.asked).any(|asked| asked.id.same(&id));
+        let Some(guest) = self.sessions.get_mut(session) else {
             return false;
         };
         let able = needed.is_none_or(|needed| guest.capabilities.iter().any(|capability| capability == needed));
+        if guest.asked.len() >= ASKED_MAX {
+            // What was asked in a call that is over is hardly waited for any more.
+            // The one that is asked into now is locked by whoever asks, and not over.
+            guest.asked.retain(|asked| Arc::ptr_eq(&asked.inbox, &inbox) || !asked.inbox.is_over());
+        }
         let good = able && !others && guest.asked.len() < ASKED_MAX;
         if good {
             guest.asked.push(Asked { id, token, inbox });
@@ -206,7 +224,7 @@ impl Guests {
 
     /// The session answers what the server asked it. `false`: it was not asked that.
     pub(super) fn answered(&mut self, session: &str, id: &Id) -> bool {
-        let Some(guest) = self.0.get_mut(session) else {
+        let Some(guest) = self.sessions.get_mut(session) else {
             return false;
         };
         let place = guest.asked.iter().position(|asked| asked.id.same(id));
@@ -215,13 +233,13 @@ impl Guests {
 
     /// Was the session asked something that has this progress token?
     pub(super) fn works_on(&self, session: &str, token: &str) -> bool {
-        let asked = self.0.get(session).map(|guest| guest.asked.as_slice()).unwrap_or_default();
+        let asked = self.sessions.get(session).map(|guest| guest.asked.as_slice()).unwrap_or_default();
         asked.iter().any(|asked| asked.token.as_deref() == Some(token))
     }
 
     /// The server does not want to know any more: where it had asked.
     pub(super) fn take_back(&mut self, id: &Id) -> Option<Arc<Inbox>> {
-        self.0.values_mut().find_map(|guest| {
+        self.sessions.values_mut().find_map(|guest| {
             let place = guest.asked.iter().position(|asked| asked.id.same(id))?;
             Some(guest.asked.swap_remove(place).inbox)
         })

@@ -78,6 +78,18 @@ impl Inbox {
         self.bell.notify_one();
     }
 
+    pub(super) fn is_over(&self) -> bool {
+        self.state().end.is_some()
+    }
+
+    /// Nobody will read it any more: what is in it, and an end to it.
+    pub(super) fn desert(&self) -> Vec<Bytes> {
+        let mut state = self.state();
+        state.end.get_or_insert(End::Closed);
+        state.bytes = 0;
+        state.queue.drain(..).collect()
+    }
+
     /// Makes the caller the one reader.
     pub(super) fn attach(&self) -> u64 {
         let mut state = self.state();

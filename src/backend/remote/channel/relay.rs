@@ -5,15 +5,11 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::ops::Range;
 
 use bytes::Bytes;
 use serde::Deserialize;
-use serde::Deserializer;
 use serde::de::IgnoredAny;
-use serde::de::MapAccess;
-use serde::de::Visitor;
 use serde_json::value::RawValue;
 
 use crate::mcp::Message;
@@ -266,46 +262,6 @@ pub(super) fn subscription_in_result(line: &Bytes, number: u64) -> Option<Range<
     (self::number(raw) == Some(number)).then(|| range_of(line, raw))
 }
 
-/// Whose answer is it that was too long to be read whole? `Err`: it cannot be told. `Ok(None)`: nobody's.
-///
-/// Servers write the id in front of the result.
-pub(super) fn in_front(beginning: &[u8]) -> Result<Option<u64>, ()> {
-    #[derive(Default)]
-    struct Front {
-        method: bool,
-        id: Option<u64>,
-    }
-    struct Look<'a>(&'a mut Front);
-    impl<'de> Visitor<'de> for Look<'_> {
-        type Value = ();
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a message")
-        }
-        fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
-            while let Some(name) = members.next_key::<Cow<'de, str>>()? {
-                match name.as_ref() {
-                    "method" => self.0.method = true,
-                    "id" => {
-                        self.0.id = Some(members.next_value()?);
-                        continue;
-                    }
-                    _ => {}
-                }
-                members.next_value::<IgnoredAny>()?;
-            }
-            Ok(())
-        }
-    }
-    let mut front = Front::default();
-    // It breaks off, so it always fails; what was seen until then counts.
-    let _ = serde_json::Deserializer::from_slice(beginning).deserialize_map(Look(&mut front));
-    match front {
-        Front { method: true, .. } => Ok(None),
-        Front { id: Some(id), .. } => Ok(Some(id)),
-        Front { .. } => Err(()),
-    }
-}
-
 fn number(raw: &RawValue) -> Option<u64> {
     raw.get().parse().ok()
 }
@@ -408,18 +364,6 @@ mod tests {
         assert!(
             matches!(incoming(&Bytes::from_static(br#"{"jsonrpc":"2.0","id":"s1","method":"roots/list"}"#)), Ok(Came::Request { id, method, token: None }) if id == "\"s1\"" && method == "roots/list")
         );
-    }
-
-    #[test]
-    fn the_front_of_a_line_tells_whose_it_is() {
-        assert_eq!(in_front(br#"{"jsonrpc":"2.0","id":7,"result":{"x":"aaaa"#), Ok(Some(7)));
-        assert_eq!(in_front(br#"{"jsonrpc":"2.0","id":7,"resu"#), Ok(Some(7)));
-        assert_eq!(in_front(br#"{"jsonrpc":"2.0","method":"notifications/message","params":{"x":"aaaa"#), Ok(None));
-        for unknown in
-            [&br#"{"jsonrpc":"2.0","result":{"id":7,"x":"aaaa"#[..], b"xxxxx", br#"{"id":"7","result":{"#, b""]
-        {
-            assert_eq!(in_front(unknown), Err(()), "{unknown:?}");
-        }
     }
 
     #[test]

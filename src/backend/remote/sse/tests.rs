@@ -85,7 +85,15 @@ fn upstream(server: &Server) -> Upstream {
 async fn ask(upstream: &Upstream, operation: Operation, session: Option<&str>) -> Result<Answer, Error> {
     let header = http::header::AUTHORIZATION;
     let credential = credentials::Config::Static { header, value: Secret::new("Bearer key") };
-    let ask = Ask { operation: &operation, session, version: None, bindings: &[], repeatable: false, owner: "i||anna" };
+    let ask = Ask {
+        operation: &operation,
+        session,
+        version: None,
+        bindings: &[],
+        repeatable: false,
+        owner: "i||anna",
+        reached: None,
+    };
     upstream.ask(ask, &credentials::own(&credential), soon()).await
 }
 
@@ -281,6 +289,77 @@ async fn a_caller_who_leaves_does_not_take_the_request_back_and_modern_ones_are_
     assert_eq!(server.next().await.method(), "tools/call");
     let modern = Operation::Post(message("1", Method::ToolsCall, "{}", Era::Modern));
     assert!(matches!(ask(&upstream, modern, None).await.map(drop), Err(Error::Protocol { .. })));
+}
+
+#[tokio::test]
+async fn a_message_that_waits_for_a_place_is_not_sent_when_its_caller_leaves() {
+    let streams = Streams::default();
+    let held: Arc<Mutex<Vec<UnboundedSender<Vec<u8>>>>> = Arc::default();
+    let server = Server::start({
+        let (streams, held) = (streams.clone(), held.clone());
+        move |seen| {
+            let mut streams = streams.lock().expect("no panic");
+            let (sender, feed) = mpsc::unbounded_channel();
+            match seen.method().as_str() {
+                "" => {
+                    sender.send(STREAM_HEAD.into()).expect("just made");
+                    sender.send(chunk("event: endpoint\ndata: /messages\n\n")).expect("open");
+                    streams.push(Stream(sender));
+                    return Reaction::Feed(feed);
+                }
+                "initialize" => streams[0].answer(seen, HELLO),
+                // Taken, but not acknowledged until the test says so.
+                "tools/call" => {
+                    held.lock().expect("no panic").push(sender);
+                    return Reaction::Feed(feed);
+                }
+                _ => streams[0].answer(seen, "{}"),
+            }
+            Reaction::Raw(raw("202 Accepted", "", ""))
+        }
+    })
+    .await;
+    let upstream = Arc::new(upstream_of(&Sse { connections_max: 1, ..sse(server.port) }));
+    let session = open(&upstream).await;
+    drop(server.all().await);
+    let begin = |method: Method| {
+        let (upstream, session) = (upstream.clone(), session.clone());
+        tokio::spawn(async move { ask(&upstream, post("1", method, "{}"), Some(&session)).await.map(drop) })
+    };
+    let _first = begin(Method::ToolsCall);
+    assert_eq!(server.next().await.method(), "tools/call");
+    let second = begin(Method::PromptsList);
+    tokio::task::yield_now().await;
+    second.abort();
+    drop(second.await);
+    let third = begin(Method::ToolsList);
+    tokio::task::yield_now().await;
+    for held in held.lock().expect("no panic").drain(..) {
+        held.send(raw("202 Accepted", "Connection: close\r\n", "")).expect("open");
+    }
+    assert_eq!(server.next().await.method(), "tools/list", "not the one whose caller left");
+    third.await.expect("no panic").expect("an answer");
+}
+
+#[tokio::test]
+async fn sessions_that_we_have_no_place_for_do_not_open_the_circuit() {
+    let (server, _) = old(|_, _| None).await;
+    let sse = Sse { connections_max: 1, ..sse(server.port) };
+    let breaker = crate::backend::breaker::Config {
+        failures: 1,
+        window: Duration::from_secs(60),
+        pause: Duration::from_secs(60),
+    };
+    let config = Config { breaker: Some(breaker), ..config(Transport::Sse(sse)) };
+    let backend = super::super::new(config).expect("good");
+    let hello = || {
+        let permit = super::super::tests::permit(post("0", Method::Initialize, "{}"), None, None);
+        backend.call(permit, credentials::own(&credentials::Config::None), soon())
+    };
+    hello().await.expect("a session");
+    let second = hello().await.map(drop);
+    assert!(matches!(&second, Err(Error::Unavailable { what, .. }) if what.contains("1 sessions")), "{second:?}");
+    assert!(backend.healthy());
 }
 
 #[tokio::test]

@@ -31,6 +31,8 @@ use super::tap::Tap;
 use crate::backend::Content;
 use crate::backend::Error;
 use crate::backend::remote::channel::Desk;
+use crate::backend::remote::channel::Scan;
+use crate::backend::remote::channel::Whose;
 use crate::mcp::Era;
 use crate::mcp::Message;
 
@@ -76,7 +78,7 @@ pub(super) struct Child {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Ending {
     No,
-    /// It closed its output or its input and can answer nobody any more.
+    /// It closed its output or its input, or never answered its greeting, and can answer nobody any more.
     Closed,
     Wanted,
 }
@@ -119,7 +121,8 @@ impl Child {
             return Err(format!("`{program}` has no pipes"));
         };
         let (lines, to_write) = mpsc::channel(LINES_MAX);
-        let desk = Desk::new(era, Blame(config.name.clone()), config.answer_bytes_max, lines.clone());
+        let blame = Blame(config.name.clone());
+        let desk = Desk::new(era, blame, config.answer_bytes_max, stdio.start_timeout, lines.clone());
         let child = Arc::new(Child {
             desk: Arc::new(desk),
             born: Instant::now(),
@@ -129,9 +132,10 @@ impl Child {
             ended: OnceLock::new(),
         });
         tokio::spawn(write_lines(child.clone(), stdin, to_write));
-        tokio::spawn(log_lines(stderr, config.name.clone()));
+        let logging = tokio::spawn(log_lines(stderr, config.name.clone()));
         let reading = tokio::spawn(read_lines(child.clone(), stdout));
-        tokio::spawn(keep(child.clone(), process, group, reading, stdio.idle_timeout, home));
+        let patience = Patience { start: stdio.start_timeout, idle: stdio.idle_timeout };
+        tokio::spawn(keep(child.clone(), process, group, [reading, logging], patience, home));
         Ok(child)
     }
 
@@ -139,12 +143,17 @@ impl Child {
         self.ended.get().is_some()
     }
 
-    /// It closed its output or its input.
+    /// It serves nobody any more: its output or its input is closed, or it never said a word.
     fn closed(&self) {
+        self.ending(Ending::Closed);
+    }
+
+    /// The first reason counts.
+    fn ending(&self, why: Ending) {
         self.ending.send_if_modified(|ending| {
             let first = *ending == Ending::No;
             if first {
-                *ending = Ending::Closed;
+                *ending = why;
             }
             first
         });
@@ -162,7 +171,7 @@ impl Child {
 
     /// Asks the process to end; it is made to if it does not.
     pub(super) fn end(&self) {
-        self.ending.send_replace(Ending::Wanted);
+        self.ending(Ending::Wanted);
     }
 
     /// Sends a request and waits for the first that belongs to it: the response alone, or a stream that leads to it.
@@ -175,27 +184,35 @@ impl Child {
         if let Some(answer) = session.and_then(|session| self.desk.spare(message, session)) {
             return Ok(Content::Json(answer));
         }
+        // First the place: a caller who leaves while there is none has asked nothing.
+        let place = self.place().await?;
         let waiting = self.desk.register(message, session)?;
-        self.write(waiting.line(message)).await?;
+        place.send(waiting.line(message));
         waiting.content(silence).await
     }
 
     /// Asks `initialize`, or knows what it was answered.
     pub(super) async fn greet(&self, hello: &Message) -> Result<Bytes, Error> {
         let (lines, gone) = (self.lines.clone(), self.desk.gone());
-        self.desk.greet(hello, |line| async move { lines.send(line).await.map_err(|_| gone) }).await
+        let answer = self.desk.greet(hello, |line| async move { lines.send(line).await.map_err(|_| gone) }).await;
+        if matches!(answer, Err(Error::Timeout { .. })) {
+            self.closed();
+        }
+        answer
     }
 
     /// Sends a notification or a client's response.
     pub(super) async fn tell(&self, message: &Message, session: Option<&str>) -> Result<(), Error> {
-        match self.desk.note(message, session) {
-            Some(line) => self.write(line).await,
-            None => Ok(()),
+        let place = self.place().await?;
+        if let Some(line) = self.desk.note(message, session) {
+            place.send(line);
         }
+        Ok(())
     }
 
-    async fn write(&self, line: Bytes) -> Result<(), Error> {
-        self.lines.send(line).await.map_err(|_| self.desk.gone())
+    /// Room for one line on its way into the process.
+    async fn place(&self) -> Result<mpsc::Permit<'_, Bytes>, Error> {
+        self.lines.reserve().await.map_err(|_| self.desk.gone())
     }
 
     fn close(&self, expected: bool) -> Ended {
@@ -226,20 +243,30 @@ impl Drop for Group {
     }
 }
 
+/// How long a process may do without an answer to its greeting, and without anybody to serve.
+#[derive(Clone, Copy)]
+struct Patience {
+    start: Duration,
+    idle: Duration,
+}
+
 /// Watches over the process until it is reaped.
 async fn keep(
     child: Arc<Child>,
     mut process: tokio::process::Child,
     group: Group,
-    reading: JoinHandle<()>,
-    idle_timeout: Duration,
+    readers: [JoinHandle<()>; 2],
+    patience: Patience,
     home: Home,
 ) {
     let mut ending = child.ending.subscribe();
     let mut expected = false;
     let mut idle = Duration::ZERO;
     loop {
-        let rest = idle_timeout.saturating_sub(idle).clamp(Duration::from_millis(10), TICK_MAX);
+        let mut rest = patience.idle.saturating_sub(idle).min(TICK_MAX);
+        if !child.desk.was_fruitful() {
+            rest = rest.min(patience.start / 8);
+        }
         tokio::select! {
             _ = process.wait() => break,
             why = told_to_end(&mut ending) => {
@@ -247,11 +274,14 @@ async fn keep(
                 end(&mut process, &group).await;
                 break;
             }
-            () = tokio::time::sleep(rest) => {
+            () = tokio::time::sleep(rest.max(Duration::from_millis(10))) => {
                 let sessions;
-                (idle, sessions) = child.desk.idle(idle_timeout);
+                (idle, sessions) = child.desk.idle(patience.idle);
                 home.forget(&sessions);
-                if idle >= idle_timeout {
+                if child.desk.is_mute(patience.start) {
+                    tracing::warn!(target: "wardgate::stdio", backend = %home.backend(), "the process does not answer its greeting; it is ended");
+                    child.closed();
+                } else if idle >= patience.idle {
                     child.end();
                 }
             }
@@ -261,10 +291,20 @@ async fn keep(
     tracing::info!(target: "wardgate::stdio", backend = %home.backend(), status, "the process ended");
     // Whoever it left behind ends too, and with them the pipe; what is in the pipe still counts.
     drop(group);
-    let _ = pingora::time::timeout(Duration::from_secs(1), reading).await;
+    let [reading, logging] = readers;
+    finish(reading).await;
     let ended = child.close(expected);
     child.end();
     home.over(&child, ended);
+    finish(logging).await;
+}
+
+/// Reads what is in a pipe. Whoever left the group may hold it open for as long as it lives: that is not waited for.
+async fn finish(reading: JoinHandle<()>) {
+    let end = reading.abort_handle();
+    if pingora::time::timeout(Duration::from_secs(1), reading).await.is_err() {
+        end.abort();
+    }
 }
 
 /// SPEC: basic/transports/stdio §Shutdown: close the input, wait, SIGTERM, wait, SIGKILL. The input is closed by its writer.
@@ -300,7 +340,7 @@ async fn read_lines(child: Arc<Child>, stdout: ChildStdout) {
         match next_line(&mut reader, child.answer_bytes_max).await {
             Some(Line::Whole(line)) if line.iter().all(u8::is_ascii_whitespace) => {}
             Some(Line::Whole(line)) => child.desk.take(&line.into()),
-            Some(Line::Cut(beginning)) => child.desk.too_long(&beginning),
+            Some(Line::Cut(_, whose)) => child.desk.too_long(whose),
             None => break,
         }
     }
@@ -311,7 +351,7 @@ async fn log_lines(stderr: ChildStderr, backend: Arc<str>) {
     let mut reader = BufReader::new(stderr);
     let mut tap = Tap::new(Instant::now());
     while let Some(line) = next_line(&mut reader, STDERR_LINE_BYTES_MAX).await {
-        let (Line::Whole(line) | Line::Cut(line)) = line;
+        let (Line::Whole(line) | Line::Cut(line, _)) = line;
         let (pass, missed) = tap.pass(Instant::now());
         if missed > 0 {
             tracing::warn!(target: "wardgate::stdio", %backend, lines = missed, "the process wrote more than is logged");
@@ -326,14 +366,14 @@ async fn log_lines(stderr: ChildStderr, backend: Arc<str>) {
 
 enum Line {
     Whole(Vec<u8>),
-    /// The beginning of a line that is longer than it may be.
-    Cut(Vec<u8>),
+    /// The beginning of a line that is longer than it may be, and whose message it is.
+    Cut(Vec<u8>, Whose),
 }
 
 /// The next line without its end; `None` when there are no more. Never holds more than `bytes_max`.
 async fn next_line<R: AsyncBufRead + Unpin>(reader: &mut R, bytes_max: usize) -> Option<Line> {
     let mut line = Vec::new();
-    let mut cut = false;
+    let mut scan: Option<Scan> = None;
     loop {
         let chunk = reader.fill_buf().await.ok()?;
         if chunk.is_empty() {
@@ -345,12 +385,22 @@ async fn next_line<R: AsyncBufRead + Unpin>(reader: &mut R, bytes_max: usize) ->
             Some(end) => (chunk.get(..end).unwrap_or_default(), end + 1),
             None => (chunk, chunk.len()),
         };
-        let room = bytes_max - line.len();
-        cut |= piece.len() > room;
-        line.extend_from_slice(piece.get(..piece.len().min(room)).unwrap_or_default());
+        let (fits, rest) = piece.split_at(piece.len().min(bytes_max - line.len()));
+        line.extend_from_slice(fits);
+        if !rest.is_empty() {
+            let scan = scan.get_or_insert_with(|| {
+                let mut scan = Scan::default();
+                scan.feed(&line);
+                scan
+            });
+            scan.feed(rest);
+        }
         reader.consume(used);
         if end.is_some() {
-            return Some(if cut { Line::Cut(line) } else { Line::Whole(line) });
+            return Some(match scan {
+                None => Line::Whole(line),
+                Some(scan) => Line::Cut(line, scan.whose()),
+            });
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Child processes as upstreams, written in `sh`: sessions, ids of two callers, streams, cancelling, limits, the end.
 
 mod sharing;
+mod starting;
 
 use std::path::PathBuf;
 
@@ -38,6 +39,7 @@ fn stdio(script: &str) -> Stdio {
         processes: Processes::Session,
         processes_max: 4,
         processes_per_principal_max: 4,
+        start_timeout: Duration::from_secs(60),
         idle_timeout: Duration::from_secs(60),
     }
 }
@@ -64,7 +66,8 @@ async fn ask_as(
     operation: Operation,
     session: Option<&str>,
 ) -> Result<Answer, Error> {
-    let ask = Ask { operation: &operation, session, version: None, bindings: &[], repeatable: false, owner };
+    let ask =
+        Ask { operation: &operation, session, version: None, bindings: &[], repeatable: false, owner, reached: None };
     upstream.ask(ask, &credentials::own(&credentials::Config::None), soon()).await
 }
 
@@ -378,6 +381,19 @@ async fn what_a_process_leaves_behind_ends_with_it() {
     let pid = answer.split('"').rev().nth(1).expect("a pid").to_owned();
     all_ended(&upstream).await;
     assert!(!runs(&pid), "{pid}");
+}
+
+#[tokio::test]
+async fn what_left_the_group_of_a_process_and_holds_its_pipes_keeps_nothing_of_ours() {
+    let upstream = upstream(r#"read -r line; setsid sleep 5 & answer $(id "$line") '{}'; cat >/dev/null"#);
+    body(ask(&upstream, modern("1", "{}"), None).await);
+    let child = Arc::downgrade(&upstream.0.state().all[0]);
+    upstream.stop().await;
+    let began = Instant::now();
+    while child.upgrade().is_some() {
+        assert!(began.elapsed() < Duration::from_secs(3), "its readers live on");
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]

@@ -286,6 +286,54 @@ async fn a_client_that_leaves_cancels_its_call_whether_it_streams_or_not() {
 }
 
 #[tokio::test]
+async fn a_call_that_waits_for_a_connection_is_not_sent_when_its_client_leaves() {
+    let held: Arc<Mutex<Vec<mpsc::UnboundedSender<Vec<u8>>>>> = Arc::default();
+    let server = legacy(json!({}), {
+        let held = held.clone();
+        move |seen, _| match seen.json()["params"]["name"].as_str() {
+            Some("held") => {
+                let (feed, fed) = mpsc::unbounded_channel();
+                held.lock().expect("lock").push(feed);
+                Some(Reaction::Feed(fed))
+            }
+            Some(_) => Some(result(seen, "{}")),
+            None => None,
+        }
+    })
+    .await;
+    let mut config = config(Transport::Http(Http { connections_max: 1, ..http_config(vec![endpoint(server.port)]) }));
+    config.era = Some(Era::Legacy);
+    let Transport::Http(http) = &config.transport else { panic!("made so") };
+    let upstream = http::Upstream::new(&Arc::new(config.clone()), http).expect("good");
+    let backend = Arc::new(Remote::limited(&Arc::new(config.clone()), Arc::new(upstream), Limits::default()));
+    let begin = |name: &str| {
+        let (backend, params) = (backend.clone(), modern(json!({ "name": name }), json!({})));
+        tokio::spawn(async move { ask(&backend, calls("alice", "1", params)).await.map(drop) })
+    };
+    begin("first").await.expect("no panic").expect("an answer");
+    next_call(&server).await;
+    let _held = begin("held");
+    assert_eq!(next_call(&server).await.json()["params"]["name"], "held");
+    let gone = begin("gone");
+    // It takes the session, then its request waits.
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    gone.abort();
+    drop(gone.await);
+    let last = begin("last");
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    let answer = json!({ "jsonrpc": "2.0", "id": 2, "result": {} }).to_string();
+    let answer = scripted::http("200 OK", "Connection: close\r\nContent-Type: application/json\r\n", &answer);
+    held.lock().expect("lock").drain(..).for_each(|held| held.send(answer.clone()).expect("open"));
+    let next = next_call(&server).await;
+    assert_eq!((next.method().as_str(), &next.json()["params"]["name"]), ("tools/call", &json!("last")));
+    last.await.expect("no panic").expect("an answer");
+}
+
+#[tokio::test]
 async fn a_call_that_was_answered_is_not_cancelled() {
     let server = legacy(json!({}), |seen, _| (seen.method() == "tools/call").then(|| result(seen, "{}"))).await;
     let backend = old(&server);

@@ -89,6 +89,8 @@ pub(super) enum Told {
     Change(Bytes),
     /// Something cannot be told.
     Lost,
+    /// The calls go to another session of the same caller from now on, and what is told there is told here too.
+    Moved(Weak<Session>),
     /// Nothing more will be told, or something may have been missed: whoever wants more listens anew.
     End,
 }
@@ -103,6 +105,8 @@ pub(in crate::backend::remote) struct Ears {
     probed: OnceCell<bool>,
     /// `None` until somebody listens.
     changes: Mutex<Option<broadcast::Sender<Told>>>,
+    /// The channel of those who listened until the session was replaced. They hear its changes still, but not its end.
+    moved: Mutex<Option<broadcast::Sender<Told>>>,
     pub(super) watches: Watches,
 }
 
@@ -130,16 +134,44 @@ impl Ears {
         self.changes().get_or_insert_with(|| broadcast::channel(CHANGES_MAX).0).subscribe()
     }
 
+    fn moved(&self) -> MutexGuard<'_, Option<broadcast::Sender<Told>>> {
+        self.moved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn tell_listeners(&self, told: Told) {
+        // Nobody listens: all the same.
+        if let Some(moved) = &*self.moved() {
+            let _ = moved.send(told.clone());
+        }
         if let Some(changes) = &*self.changes() {
-            // Nobody listens: all the same.
             let _ = changes.send(told);
         }
     }
 
-    /// Ends what listens: the session is no more, or gets no more calls.
+    /// Ends what listens: the session is no more.
     pub(in crate::backend::remote) fn dismiss(&self) {
-        self.tell_listeners(Told::End);
+        if let Some(changes) = &*self.changes() {
+            let _ = changes.send(Told::End);
+        }
+    }
+
+    /// The session of this one's caller is replaced by `successor`: whoever listens hears both from now on, so that nothing
+    /// is missed, and is told to move.
+    pub(super) fn follow(&self, successor: &Arc<Session>) {
+        let Some(changes) = self.changes().take().filter(|changes| changes.receiver_count() > 0) else {
+            return;
+        };
+        let mut new = successor.ears.changes();
+        let told = if new.is_none() {
+            *new = Some(changes.clone());
+            *self.moved() = Some(changes.clone());
+            Told::Moved(Arc::downgrade(successor))
+        } else {
+            // The listeners of another one came first: these listen anew.
+            Told::End
+        };
+        drop(new);
+        let _ = changes.send(told);
     }
 
     fn stage(&self) -> Stage {
@@ -299,8 +331,7 @@ fn route(session: &Arc<Session>, message: Bytes) {
             }
         }
         Ok(Came::Notification { method, .. }) if super::listen::is_change(&method) => {
-            let told = if whole.len() > CHANGE_BYTES_MAX { Told::Lost } else { Told::Change(whole) };
-            session.ears.tell_listeners(told);
+            tell_change(session, whole);
         }
         Ok(Came::Notification { .. }) => {
             session.ears.tell(None, whole, false);
@@ -312,6 +343,12 @@ fn route(session: &Arc<Session>, message: Bytes) {
         }
         Ok(Came::Error { id: None, .. }) | Err(_) => {}
     }
+}
+
+/// A change, wherever the server told of it: for the listeners of this session.
+pub(super) fn tell_change(session: &Session, whole: Bytes) {
+    let told = if whole.len() > CHANGE_BYTES_MAX { Told::Lost } else { Told::Change(whole) };
+    session.ears.tell_listeners(told);
 }
 
 fn refusal(code: i64) -> String {

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -17,6 +18,7 @@ use tokio::task::JoinHandle;
 use super::answer;
 use super::answer::Came;
 use super::answer::Raised;
+use super::ear;
 use super::ear::Ear;
 use super::request::Asked;
 use super::sessions::Taken;
@@ -94,6 +96,8 @@ pub(super) struct Exchange {
     number: u64,
     /// Was the session opened for an earlier call?
     reused: bool,
+    /// Set when the upstream may have got the request.
+    reached: Arc<OnceLock<Instant>>,
     source: Source,
     ear: Ear,
     /// Came together with a question; goes to whoever waits next.
@@ -109,12 +113,16 @@ impl Exchange {
         let Taken { session, reused } = taken;
         let ear = Ear::attach(&session, number, asked.may_ask_back());
         // A task of its own: when its client leaves, the upstream is told before the answer is given up.
-        let asking = session.clone();
-        let posted = tokio::spawn(async move { asking.post(lowered, repeatable, Instant::now() + CALL_TIMEOUT).await });
+        let (asking, reached) = (session.clone(), Arc::new(OnceLock::new()));
+        let begun = reached.clone();
+        let posted = tokio::spawn(async move {
+            asking.post_tracked(lowered, repeatable, Instant::now() + CALL_TIMEOUT, &begun).await
+        });
         Exchange {
             session,
             number,
             reused,
+            reached,
             source: Source::Asked(posted),
             ear,
             backlog: VecDeque::new(),
@@ -190,7 +198,7 @@ impl Exchange {
         }
         while let Some(item) = self.item().now_or_never() {
             match item? {
-                Item::Message(message) if self.is_question(asked, &message) => {
+                Item::Message(message) if self.is_for_others(asked, &message) => {
                     self.take(asked, Item::Message(message))?;
                 }
                 item => {
@@ -205,9 +213,13 @@ impl Exchange {
         Ok(())
     }
 
-    fn is_question(&self, asked: &Asked, message: &[u8]) -> bool {
-        matches!(answer::read(message), Ok(Came::Request { method, params, .. })
-            if asked.may_ask_back() && asked.abilities.admit(&method, params))
+    /// A question, which is gathered, or a change, which others listen to: neither waits for this client.
+    fn is_for_others(&self, asked: &Asked, message: &[u8]) -> bool {
+        match answer::read(message) {
+            Ok(Came::Request { method, params, .. }) => asked.may_ask_back() && asked.abilities.admit(&method, params),
+            Ok(Came::Notification { method, .. }) => super::listen::is_change(&method),
+            Ok(_) | Err(_) => false,
+        }
     }
 
     async fn item(&mut self) -> Result<Item, Error> {
@@ -297,6 +309,11 @@ impl Exchange {
                 if method == Method::NotificationsCancelled.as_str() {
                     self.withdraw(params);
                 }
+                if super::listen::is_change(&method) {
+                    // Not for this client as such: for whoever listens to the session.
+                    ear::tell_change(&self.session, message.clone());
+                    return Ok(None);
+                }
                 return Ok(answer::notification(asked, self.number, &method, params).map(Step::Relay));
             }
             Ok(Came::Request { id, method, params }) => {
@@ -381,9 +398,10 @@ impl Drop for Exchange {
             Source::Asked(asked) => Some(asked),
             Source::Events(_) | Source::Over => None,
         };
-        let runtime = tokio::runtime::Handle::try_current().ok().filter(|_| !over && !self.session.is_over());
+        let owes = !over && !self.session.is_over() && self.reached.get().is_some();
+        let runtime = tokio::runtime::Handle::try_current().ok().filter(|_| owes);
         let Some(runtime) = runtime else {
-            // Nobody can be told, but nothing runs on for nobody either.
+            // Nobody can be told, or nothing was sent yet; nothing runs on for nobody either.
             asked.iter().for_each(JoinHandle::abort);
             return;
         };

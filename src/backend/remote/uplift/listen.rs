@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::Weak;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -41,6 +42,9 @@ use crate::mcp::sse::Event;
 
 /// A server that does not begin its stream within this has none.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A listener must have moved to the session that replaced its own within this.
+const MOVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Resources that one stream watches.
 const RESOURCES_MAX: usize = 100;
@@ -234,7 +238,12 @@ pub(super) async fn listen(
     }
     Ok(Listening {
         first: Some(Event::message(honoured.acknowledgement(&asked.id))),
-        heard: Some(Heard { changes, honoured, watching }),
+        heard: Some(Heard {
+            changes,
+            honoured,
+            watching,
+            places: places.iter().map(|places| Arc::clone(places)).collect(),
+        }),
         id: asked.id.clone(),
         over: false,
     })
@@ -255,6 +264,8 @@ struct Heard {
     honoured: Filter,
     /// Keeps the session too.
     watching: Watching,
+    /// For the stream of a session that it moves to.
+    places: Vec<Arc<Semaphore>>,
 }
 
 /// One client's share of what a session's stream tells.
@@ -303,8 +314,9 @@ impl Listening {
                     let blame = heard.watching.session().blame();
                     return Some(Err(blame.unavailable("changes came faster than they were taken")));
                 }
+                Ok(Told::Moved(successor)) if heard.follow(&successor).await => {}
                 // SPEC: basic/patterns/subscriptions: a graceful end is the response to the request.
-                Ok(Told::End) | Err(RecvError::Closed) => {
+                Ok(Told::End | Told::Moved(_)) | Err(RecvError::Closed) => {
                     self.over = true;
                     let result = format!(r#"{{"resultType":"complete","_meta":{}}}"#, meta(&self.id));
                     return Some(Ok(Event::message(object::response(self.id.as_json(), "result", &result))));
@@ -315,6 +327,29 @@ impl Listening {
 }
 
 impl Heard {
+    /// Moves to the session that replaces its own: what was watched there is watched here before it is given up there.
+    /// `false`: not all that was promised can be had.
+    async fn follow(&mut self, successor: &Weak<Session>) -> bool {
+        let Some(session) = successor.upgrade() else {
+            return false;
+        };
+        let deadline = Instant::now() + MOVE_TIMEOUT;
+        let places: Vec<&Arc<Semaphore>> = self.places.iter().collect();
+        if self.honoured.clone().within(&session) != self.honoured
+            || ear::open(&session, &places, OPEN_TIMEOUT).await != Stage::Open
+        {
+            return false;
+        }
+        let mut watching = Watching::new(session.clone());
+        for uri in &self.honoured.uris {
+            if !watching.watch(uri, deadline).await {
+                return false;
+            }
+        }
+        self.watching = watching;
+        !session.is_over()
+    }
+
     fn change(&self, id: &Id, message: &[u8]) -> Option<Bytes> {
         let watches = &self.watching.session().ears.watches;
         match answer::read(message) {

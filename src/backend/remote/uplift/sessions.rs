@@ -19,7 +19,8 @@ use crate::backend::remote::session::Line;
 use crate::backend::remote::session::Session;
 use crate::credentials::Credential;
 
-/// Whose session it is. A renewed credential gets a session of its own; the old one idles out.
+/// Whose session it is. A renewed credential gets a session of its own, and who listened to the old one moves there; the
+/// old one idles out.
 #[derive(Clone, Eq, Hash, PartialEq)]
 pub(super) struct Key {
     principal: Arc<str>,
@@ -120,13 +121,25 @@ impl Pool {
         if let Some(session) = place.as_ref().filter(good) {
             return Ok(Taken { session: session.clone(), reused: true });
         }
-        if let Some(old) = place.take() {
-            // What listens to it would hear nothing of the calls that come.
-            old.ears.dismiss();
-        }
         let session = Arc::new(Session::open(line.clone(), who, deadline).await?);
-        *place = Some(session.clone());
+        // What listens to another one would hear nothing of the calls that come.
+        if let Some(old) = place.replace(session.clone()) {
+            old.ears.follow(&session);
+        }
+        for old in self.others(key) {
+            old.ears.follow(&session);
+        }
         Ok(Taken { session, reused: false })
+    }
+
+    /// The same caller's sessions under credentials of another time: the upstream takes all of them for one.
+    fn others(&self, key: &Key) -> Vec<Arc<Session>> {
+        let slots = self.slots();
+        let same = slots.iter().filter(|(other, _)| {
+            other.principal == key.principal && other.abilities == key.abilities && other.credential != key.credential
+        });
+        // One that is being opened has no listeners yet.
+        same.filter_map(|(_, slot)| slot.session.try_lock().ok()?.clone()).collect()
     }
 
     fn slot(self: &Arc<Self>, key: &Key) -> Result<Arc<Slot>, Error> {

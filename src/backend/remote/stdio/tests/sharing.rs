@@ -320,6 +320,37 @@ async fn garbage_and_a_line_without_end_harm_nobody_but_who_is_named_in_it() {
 }
 
 #[tokio::test]
+async fn an_answer_that_is_too_long_and_names_its_request_last_fails_that_one_alone() {
+    let (upstream, anna, bert) = two(r#"read -r a; read -r b
+        printf '{"jsonrpc":"2.0","result":{"id":%s,"x":"' "$(id "$b")"; head -c 200000 /dev/zero | tr '\0' 'x'
+        printf '\\","id":1"},"id":%s}\n' "$(id "$a")"; answer $(id "$b") '{}'; cat >/dev/null"#)
+    .await;
+    let one = begin(&upstream, ANNA, &anna, call("1", "{}")).await;
+    let two = begin(&upstream, BERT, &bert, call("1", "{}")).await;
+    let too_large = Err(Error::AnswerTooLarge { backend: "up".into(), bytes_max: 64 * 1024 });
+    assert_eq!(one.await.expect("no panic").map(drop), too_large);
+    assert_eq!(body(two.await.expect("no panic")), r#"{"jsonrpc":"2.0","id":1,"result":{}}"#);
+}
+
+#[tokio::test]
+async fn what_a_process_asks_about_the_call_of_one_who_left_reaches_nobody_else() {
+    let (upstream, anna, bert) =
+        two(r#"read -r a; read -r b; say '{"jsonrpc":"2.0","id":"q","method":"roots/list"}'; read -r no
+        say '{"jsonrpc":"2.0","method":"notifications/message","params":{"data":"hers"}}'; answer $(id "$a") '{}'
+        say '{"jsonrpc":"2.0","id":"r","method":"roots/list"}'; read -r reply
+        answer $(id "$b") "[$no,$reply]"; cat >/dev/null"#)
+        .await;
+    let gone = begin(&upstream, ANNA, &anna, call("1", "{}")).await;
+    gone.abort();
+    drop(gone.await);
+    let mut his = events(ask_as(BERT, &upstream, call("1", "{}"), Some(&bert)).await);
+    assert_eq!(next(&mut his).await, r#"{"jsonrpc":"2.0","id":"r","method":"roots/list"}"#);
+    assert_eq!(ask_as(BERT, &upstream, reply("\"r\""), Some(&bert)).await.expect("taken").status, 202);
+    let answer = next(&mut his).await;
+    assert!(answer.contains(r#"[{"jsonrpc":"2.0","id":"q","error":{"code":-32601"#), "{answer}");
+}
+
+#[tokio::test]
 async fn a_session_that_nobody_uses_ends_and_its_process_lives_on() {
     let mut stdio = stdio(POLITE);
     (stdio.processes, stdio.idle_timeout) = (Processes::Shared, Duration::from_millis(200));

@@ -1,5 +1,6 @@
 //! `subscriptions/listen` at a legacy upstream.
 
+use futures_util::FutureExt;
 use futures_util::stream::BoxStream;
 
 use super::*;
@@ -305,6 +306,89 @@ async fn a_server_without_a_stream_is_owned_up_to_by_an_empty_acknowledgement() 
     assert_eq!(next(&mut events).await["params"]["notifications"], json!({}));
     let more = tokio::time::timeout(Duration::from_millis(50), events.next()).await;
     assert!(more.is_err(), "it stays open and silent");
+}
+
+#[tokio::test]
+async fn what_changed_is_told_to_the_listeners_wherever_the_server_says_it() {
+    let (server, _feeds) = telling(|seen, _| {
+        let (feed, reaction) = feeding();
+        (seen.method() == "tools/call").then(|| {
+            feed.send(event(&update("a://1"))).expect("open");
+            let tools = json!({ "jsonrpc": "2.0", "method": "notifications/tools/list_changed" });
+            feed.send(event(&tools)).expect("open");
+            let answer = json!({ "jsonrpc": "2.0", "id": seen.json()["id"], "result": { "content": [] } });
+            feed.send([event(&answer), b"0\r\n\r\n".to_vec()].concat()).expect("open");
+            reaction
+        })
+    })
+    .await;
+    let backend = old(&server);
+    let wanted = || json!({ "toolsListChanged": true, "resourceSubscriptions": ["a://1"] });
+    let mut hers = stream(&backend, wants("alice", wanted())).await;
+    let mut bobs = stream(&backend, wants("bob", wanted())).await;
+    next(&mut hers).await;
+    next(&mut bobs).await;
+    let call = calls("alice", "1", modern(json!({ "name": "t" }), json!({})));
+    assert_eq!(read(ask(&backend, call).await)["result"]["resultType"], "complete", "a plain answer");
+    let change = next(&mut hers).await["params"].clone();
+    let meta = json!({ "io.modelcontextprotocol/subscriptionId": "listen:0" });
+    assert_eq!(change, json!({ "uri": "a://1", "_meta": meta }));
+    assert_eq!(next(&mut hers).await["method"], "notifications/tools/list_changed");
+    assert!(bobs.next().now_or_never().is_none(), "it was not his session");
+}
+
+fn renewed() -> Credential {
+    let header = HeaderName::from_static("authorization");
+    credentials::own(&credentials::Config::Static { header, value: Secret::new("Bearer new") })
+}
+
+#[tokio::test]
+async fn a_listener_moves_with_the_calls_when_the_credential_is_renewed() {
+    let (server, feeds) = telling(|_, _| None).await;
+    let backend = old(&server);
+    let wanted = json!({ "toolsListChanged": true, "resourceSubscriptions": ["a://1"] });
+    let mut events = stream(&backend, wants("alice", wanted)).await;
+    next(&mut events).await;
+    let mut bobs = stream(&backend, watches("bob", &["a://1"])).await;
+    next(&mut bobs).await;
+    let tools = json!({ "jsonrpc": "2.0", "method": "notifications/tools/list_changed" });
+    let call = calls("alice", "1", modern(json!({ "name": "t" }), json!({})));
+    let answer = read(backend.call(call, renewed(), soon()).await);
+    assert_eq!(answer["result"]["s"], "s-3");
+    drop(server.all().await);
+    let hers = tokio::spawn(async move {
+        let first = next(&mut events).await;
+        (first, events)
+    });
+    let mut after = Vec::new();
+    while after.len() < 3 {
+        let seen = server.next().await;
+        let what = if seen.line.starts_with("GET") { "GET".to_owned() } else { seen.method() };
+        after.push((what, seen.headers["mcp-session-id"].clone()));
+    }
+    let want = [("GET", "s-3"), ("resources/subscribe", "s-3"), ("resources/unsubscribe", "s-1")];
+    assert_eq!(after, want.map(|(what, session)| (what.to_owned(), session.to_owned())));
+    newest(&feeds).send(event(&update("a://1"))).expect("open");
+    let (told, mut events) = hers.await.expect("no panic");
+    assert_eq!(told["params"]["uri"], "a://1", "nothing was said of the move");
+    newest(&feeds).send(event(&tools)).expect("open");
+    assert_eq!(next(&mut events).await["method"], "notifications/tools/list_changed");
+    assert!(bobs.next().now_or_never().is_none());
+}
+
+#[tokio::test]
+async fn a_listener_that_cannot_move_is_ended() {
+    let (server, _feeds) = telling(|seen, session| {
+        (seen.method() == "resources/subscribe" && session == "s-2").then(|| error(seen, "200 OK", -32002))
+    })
+    .await;
+    let backend = old(&server);
+    let mut events = stream(&backend, watches("alice", &["a://1"])).await;
+    next(&mut events).await;
+    let call = calls("alice", "1", modern(json!({ "name": "t" }), json!({})));
+    read(backend.call(call, renewed(), soon()).await);
+    assert_eq!(next(&mut events).await["result"]["resultType"], "complete");
+    assert!(events.next().await.is_none());
 }
 
 #[tokio::test]
