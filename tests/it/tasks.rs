@@ -245,12 +245,19 @@ fn state(id: &str, more: Value) -> Value {
     state
 }
 
+/// What a scripted server with tasks says of itself.
+fn offers() -> Value {
+    json!({ "resultType": "complete", "supportedVersions": ["2026-07-28"], "ttlMs": 0, "cacheScope": "private",
+        "capabilities": { "tools": {}, "extensions": { TASKS: {} } } })
+}
+
 /// A server that answers every call by a task, asked for or not; its only task's id is `canary-id`.
 async fn pushy() -> Scripted {
     Scripted::start(|_, headers, message| {
         let params = &message["params"];
         match message["method"].as_str() {
             Some("tools/list") => scripted::result(message, scripted::two_tools()),
+            Some("server/discover") => scripted::result(message, offers()),
             Some("tools/call") if params["arguments"]["id"].is_string() => {
                 scripted::result(message, state(params["arguments"]["id"].as_str().unwrap(), json!({ "resultType": "task" })))
             }

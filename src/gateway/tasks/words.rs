@@ -169,6 +169,8 @@ impl Desk {
                 }
                 edits.replace(id, quoted(&shown));
             }
+            // Those of the other era are nobody's.
+            (Era::Modern, LEGACY_NEWS) | (Era::Legacy, NEWS) => return None,
             _ => {}
         }
         if let (Era::Legacy, Some(id)) = (want.era, params.and_then(related))

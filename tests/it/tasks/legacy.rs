@@ -2,6 +2,9 @@
 
 use std::process::Command;
 
+use axum::body::Body;
+use axum::http::Method;
+use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::Value;
 use serde_json::json;
@@ -76,7 +79,11 @@ fn task(id: &str) -> Value {
 /// A legacy server that shares what it knows with everybody. Its tasks are `canary-` and the number of the call.
 async fn gossip() -> Scripted {
     let calls = std::sync::atomic::AtomicUsize::new(0);
-    Scripted::start(move |_, _, message| {
+    let bare = |status: StatusCode| Response::builder().status(status).body(Body::empty()).unwrap();
+    Scripted::start(move |method, _, message| {
+        if method != Method::POST {
+            return bare(StatusCode::METHOD_NOT_ALLOWED);
+        }
         let answer = |result: Value| -> Response {
             let mut response = scripted::result(message, result);
             response.headers_mut().insert("mcp-session-id", "s".parse().unwrap());
@@ -112,11 +119,7 @@ async fn gossip() -> Scripted {
                 let tasks: Vec<_> = (0..known).map(|n| task(&format!("canary-{n}"))).chain([task("canary-of-others")]).collect();
                 answer(json!({ "tasks": tasks, "nextCursor": "on" }))
             }
-            _ => {
-                let mut response = scripted::plain(json!({}));
-                *response.status_mut() = axum::http::StatusCode::ACCEPTED;
-                response
-            }
+            _ => bare(StatusCode::ACCEPTED),
         }
     })
     .await

@@ -11,6 +11,7 @@ use super::before;
 use super::before_both;
 use super::begun;
 use super::declaring;
+use super::offers;
 use super::state;
 use crate::harness::Rig;
 use crate::scripted;
@@ -25,8 +26,7 @@ async fn teller(asked: Arc<Mutex<Vec<Value>>>) -> Scripted {
         let params = &message["params"];
         match message["method"].as_str() {
             Some("tools/list") => scripted::result(message, scripted::two_tools()),
-            Some("server/discover") => scripted::result(message, json!({ "resultType": "complete", "supportedVersions": ["2026-07-28"],
-                "capabilities": { "tools": {}, "extensions": { super::TASKS: {} } }, "ttlMs": 0, "cacheScope": "private" })),
+            Some("server/discover") => scripted::result(message, offers()),
             Some("tools/call") => {
                 scripted::result(message, state(params["arguments"]["id"].as_str().unwrap(), json!({ "resultType": "task" })))
             }
