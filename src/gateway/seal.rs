@@ -197,13 +197,7 @@ impl Sealer {
         self.seal_salted(purpose, plain, associated, salt)
     }
 
-    fn seal_salted(
-        &self,
-        purpose: Purpose,
-        plain: &[u8],
-        associated: &[u8],
-        salt: [u8; SALT_BYTES],
-    ) -> Option<String> {
+    fn seal_salted(&self, purpose: Purpose, plain: &[u8], associated: &[u8], salt: [u8; SALT_BYTES]) -> Option<String> {
         let key = self.keys.first()?;
         let (cipher, nonce) = key.cipher(purpose, &salt)?;
         let mut text = plain.to_vec();

@@ -179,7 +179,11 @@ fn related<'t>(message: &mut Message, ours: impl Fn(&str) -> Option<seal::Task<'
     let mut edits = Edits::of(&whole);
     edits.replace(place, quoted(&task.id));
     let edited = Some(edits.finish());
-    if response { message.outcome = edited } else { message.params.raw = edited }
+    if response {
+        message.outcome = edited
+    } else {
+        message.params.raw = edited
+    }
     Ok(())
 }
 

@@ -133,7 +133,9 @@ async fn a_task_lives_under_a_sealed_id_from_call_to_result() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_official_client_drives_a_task_of_an_official_server_through_either_kind_of_route() {
     let (jobs, other) = (TaskServer::start().await, TaskServer::start().await);
-    for (rig, tool) in [(before(&jobs.url).await, "slow_compute"), (before_both(&other.url, &jobs.url).await, "zwei_slow_compute")] {
+    for (rig, tool) in
+        [(before(&jobs.url).await, "slow_compute"), (before_both(&other.url, &jobs.url).await, "zwei_slow_compute")]
+    {
         let mut config = StreamableHttpClientTransportConfig::with_uri(rig.url());
         config.auth_header = Some(rig.editor());
         let transport = StreamableHttpClientTransport::with_client(crate::harness::client(), config);
@@ -202,7 +204,8 @@ async fn foreign_forged_misplaced_and_revoked_tasks_are_unknown_in_the_same_word
     assert_eq!(state.body["result"]["status"], "working", "{}", state.text);
     // A ceiling that is lowered counts at once.
     let mut file = crate::harness::configuration(&rig.issuer, &jobs.url, &rig.audit);
-    file["backends"] = json!({ "jobs": { "http": { "url": jobs.url }, "trust_annotations": true, "mode": "read-only" } });
+    file["backends"] =
+        json!({ "jobs": { "http": { "url": jobs.url }, "trust_annotations": true, "mode": "read-only" } });
     file["routes"][0]["backends"] = json!(["jobs"]);
     rig.app.take(crate::harness::load(&file).unwrap()).await.unwrap();
     let lowered = task(&rig, &token, "tasks/get", &id).await;

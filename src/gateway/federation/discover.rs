@@ -144,7 +144,9 @@ mod tests {
         }
         assert_eq!(Value::Object(all), json!({ "tools": { "listChanged": true }, "resources": { "subscribe": true } }));
         let mut all = Map::new();
-        for one in [json!({ "extensions": { TASKS: { "x": 1 }, "y": {} } }), json!({ "extensions": { "z": {} } }), json!({})] {
+        for one in
+            [json!({ "extensions": { TASKS: { "x": 1 }, "y": {} } }), json!({ "extensions": { "z": {} } }), json!({})]
+        {
             unite(&mut all, one.as_object().expect("an object"));
         }
         assert_eq!(Value::Object(all), json!({ "extensions": { TASKS: {} } }));

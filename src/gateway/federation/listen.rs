@@ -63,7 +63,8 @@ impl Federation {
         let wanted = wanted(&message);
         let limits = &self.errand.house.limits;
         let slot = Arc::new(limits.acquire_stream(&self.errand.principal, ALL)?);
-        let asked = (0..self.names.shares().len()).filter_map(|share| part_of(&message, &wanted, share, (&watched, &tasks)));
+        let asked =
+            (0..self.names.shares().len()).filter_map(|share| part_of(&message, &wanted, share, (&watched, &tasks)));
         let begun = asked.map(|(share, message)| Source::begin(self, share, message, &slot, open.branch()));
         let begun = join_all(begun.collect::<Vec<_>>()).await;
         open.target(ALL);
@@ -223,7 +224,8 @@ impl Granted {
                 notifications.insert(name.to_owned(), true.into());
             }
         }
-        for (name, granted) in [("resourceSubscriptions", &topics.resource_subscriptions), ("taskIds", &topics.task_ids)]
+        for (name, granted) in
+            [("resourceSubscriptions", &topics.resource_subscriptions), ("taskIds", &topics.task_ids)]
         {
             if !granted.is_empty() {
                 let mut sorted: Vec<&String> = granted.iter().collect();

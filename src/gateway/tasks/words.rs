@@ -95,7 +95,9 @@ impl Desk {
             (Some(Method::ToolsCall), _) => {
                 // SPEC: SEP-2663: never to a client that did not declare it.
                 let tool = want.tasks.begins.as_ref().ok_or(Rejection::MissingExtension { id: TASKS })?;
-                id_text.and_then(|id| self.sealed(&id, tool, want.era)).ok_or_else(|| self.breaks("a task without a good id"))?
+                id_text
+                    .and_then(|id| self.sealed(&id, tool, want.era))
+                    .ok_or_else(|| self.breaks("a task without a good id"))?
             }
             _ => return Err(self.breaks("a task where there can be none")),
         };

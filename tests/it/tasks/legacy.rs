@@ -65,8 +65,16 @@ async fn the_official_client_drives_tasks_of_server_everything_through_the_gatew
         let listed = rig.legacy(&token, session.as_deref(), "tasks/list", json!({})).await;
         assert_eq!(listed.body["result"]["tasks"].as_array().map_or(0, Vec::len), 0, "{}", listed.text);
     }
-    let record = rig.record(|record| record["method"] == "tasks/result" && record["subject"] == "editor" && record["decision"] == "allowed").await;
-    assert_eq!((&record["target"], &record["effect"]), (&json!("simulate-research-query"), &json!("write")), "{record}");
+    let record = rig
+        .record(|record| {
+            record["method"] == "tasks/result" && record["subject"] == "editor" && record["decision"] == "allowed"
+        })
+        .await;
+    assert_eq!(
+        (&record["target"], &record["effect"]),
+        (&json!("simulate-research-query"), &json!("write")),
+        "{record}"
+    );
     rig.app.shutdown().await;
 }
 
@@ -127,7 +135,8 @@ async fn gossip() -> Scripted {
 
 async fn before_gossip(server: &Scripted) -> Rig {
     Rig::with(|file| {
-        file["backends"] = json!({ "s": { "http": { "url": server.url }, "trust_annotations": true, "era": "legacy" } });
+        file["backends"] =
+            json!({ "s": { "http": { "url": server.url }, "trust_annotations": true, "era": "legacy" } });
         file["routes"][0]["backends"] = json!(["s"]);
     })
     .await
@@ -160,7 +169,8 @@ async fn no_id_of_the_servers_passes_and_nobody_elses_tasks_are_listed_or_told_o
     assert!(told.contains(&id) && !told.contains("canary-0"), "{told}");
 
     let listed = rig.legacy(&alice, hers.as_deref(), "tasks/list", json!({})).await;
-    let ids: Vec<&str> = listed.body["result"]["tasks"].as_array().unwrap().iter().filter_map(|task| task["taskId"].as_str()).collect();
+    let ids: Vec<&str> =
+        listed.body["result"]["tasks"].as_array().unwrap().iter().filter_map(|task| task["taskId"].as_str()).collect();
     assert_eq!(ids, [&id, &wiping], "{}", listed.text);
     assert_eq!(listed.body["result"]["nextCursor"], "on");
     let record = rig.record(|record| record["method"] == "tasks/list").await;
@@ -190,7 +200,11 @@ async fn where_the_two_sides_are_of_different_eras_tasks_are_not_on_offer() {
     let token = rig.editor();
     let params = json!({ "protocolVersion": "2025-11-25", "capabilities": { "tasks": {} }, "clientInfo": { "name": "it", "version": "1" } });
     let hello = rig.legacy(&token, None, "initialize", params).await;
-    assert!(hello.body["result"]["capabilities"]["tools"].is_object() && !hello.text.contains("tasks"), "{}", hello.text);
+    assert!(
+        hello.body["result"]["capabilities"]["tools"].is_object() && !hello.text.contains("tasks"),
+        "{}",
+        hello.text
+    );
     let session = hello.header("mcp-session-id").map(str::to_owned);
     let call = json!({ "name": "slow_compute", "arguments": {}, "task": {} });
     let called = rig.legacy(&token, session.as_deref(), "tools/call", call).await;

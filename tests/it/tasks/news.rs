@@ -27,9 +27,10 @@ async fn teller(asked: Arc<Mutex<Vec<Value>>>) -> Scripted {
         match message["method"].as_str() {
             Some("tools/list") => scripted::result(message, scripted::two_tools()),
             Some("server/discover") => scripted::result(message, offers()),
-            Some("tools/call") => {
-                scripted::result(message, state(params["arguments"]["id"].as_str().unwrap(), json!({ "resultType": "task" })))
-            }
+            Some("tools/call") => scripted::result(
+                message,
+                state(params["arguments"]["id"].as_str().unwrap(), json!({ "resultType": "task" })),
+            ),
             Some("subscriptions/listen") => {
                 let ids = params["notifications"]["taskIds"].clone();
                 asked.lock().unwrap().push(ids.clone());
@@ -93,7 +94,8 @@ async fn news_of_tasks_come_under_the_ids_that_the_client_knows() {
     assert_eq!(*asked.lock().unwrap(), [json!(["canary-2", "canary-1"])]);
 
     // One that is not the caller's spoils the question, and the server is not asked.
-    let forged = declaring(&rig, &token, "subscriptions/listen", json!({ "notifications": { "taskIds": [one, "x"] } })).await;
+    let forged =
+        declaring(&rig, &token, "subscriptions/listen", json!({ "notifications": { "taskIds": [one, "x"] } })).await;
     assert_eq!((forged.status, forged.code()), (200, Some(-32602)), "{}", forged.text);
     assert_eq!(forged.body["error"]["message"], "Unknown task: x");
     let params = json!({ "notifications": { "taskIds": [one] } });
@@ -135,8 +137,14 @@ async fn a_federated_subscription_asks_each_server_for_its_own_tasks() {
     assert_eq!((*second.lock().unwrap()).clone(), [json!(["canary-1"])]);
     let params = json!({ "notifications": { "taskIds": [ours, "x"] } });
     let forged = declaring(&rig, &token, "subscriptions/listen", params).await;
-    assert_eq!((forged.code(), &forged.body["error"]["message"]), (Some(-32602), &json!("Unknown task: x")), "{}", forged.text);
-    let undeclared = rig.modern(&token, "subscriptions/listen", json!({ "notifications": { "taskIds": [ours] } })).await;
+    assert_eq!(
+        (forged.code(), &forged.body["error"]["message"]),
+        (Some(-32602), &json!("Unknown task: x")),
+        "{}",
+        forged.text
+    );
+    let undeclared =
+        rig.modern(&token, "subscriptions/listen", json!({ "notifications": { "taskIds": [ours] } })).await;
     assert_eq!((undeclared.status, undeclared.code()), (400, Some(-32021)), "{}", undeclared.text);
     rig.app.shutdown().await;
 }

@@ -145,12 +145,11 @@ impl ServerHandler for Jobs {
                 tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
                 Ok(said("computed at once").into())
             }
-            _ if !declared => Err(ErrorData::missing_required_client_capability(
-                ClientCapabilities::builder().enable_tasks().build(),
-            )),
-            "failing_job" => Ok(self.begin(|_| {
-                Box::pin(async { Ok(CallToolResult::error(vec![ContentBlock::text("the job failed")])) })
-            })),
+            _ if !declared => {
+                Err(ErrorData::missing_required_client_capability(ClientCapabilities::builder().enable_tasks().build()))
+            }
+            "failing_job" => Ok(self
+                .begin(|_| Box::pin(async { Ok(CallToolResult::error(vec![ContentBlock::text("the job failed")])) }))),
             "protocol_error_job" => Ok(self.begin(|_| {
                 Box::pin(async { Err(TaskExit::Error(ErrorData::internal_error("the server broke", None))) })
             })),
