@@ -1,10 +1,19 @@
 //! What an id of a task opens for.
 
+use std::sync::Arc;
+use std::time::Instant;
+use std::time::SystemTime;
+
 use super::seal::Bound;
 use super::seal::Task;
 use super::words::mentions;
+use crate::exchange::Request;
+use crate::exchange::RequestId;
+use crate::exchange::Verb;
 use crate::gateway::Sealer;
+use crate::mcp;
 use crate::mcp::Era;
+use crate::mcp::FaultKind;
 use crate::principal::Claims;
 use crate::principal::Principal;
 use crate::route::Route;
@@ -72,4 +81,56 @@ fn what_may_be_about_a_task_is_looked_at() {
     assert!(mentions(br#"{"resultType":"task"}"#));
     assert!(mentions(br#"{"resultType":"t\u0061sk"}"#));
     assert!(!mentions(br#"{"resultType":"complete","content":[{"text":"ta sk \\ \n"}]}"#));
+}
+
+/// `tasks/get` of a client with these capabilities, and these members of `params`; `Mcp-Name` says `t`.
+fn asked(capabilities: &str, members: &str) -> Result<bool, FaultKind> {
+    let body = format!(
+        r#"{{"jsonrpc":"2.0","id":1,"method":"tasks/get","params":{{{members}"_meta":{{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{capabilities}}}}}}}"#
+    );
+    let mut headers = http::HeaderMap::new();
+    for (name, value) in [("mcp-protocol-version", "2026-07-28"), ("mcp-method", "tasks/get"), ("mcp-name", "t")] {
+        headers.insert(name, http::HeaderValue::from_static(value));
+    }
+    let request = Request {
+        id: RequestId(1),
+        verb: Verb::Post,
+        host: "localhost".into(),
+        path: "/mcp".into(),
+        headers,
+        body: body.into(),
+        peer: Arc::default(),
+        at: SystemTime::UNIX_EPOCH,
+        started: Instant::now(),
+        deadline: Instant::now(),
+    };
+    mcp::parse(&request).map(|message| message.params.tasks).map_err(|fault| fault.kind)
+}
+
+#[test]
+fn only_the_very_extension_is_a_declaration() {
+    let own = r#""taskId":"t","#;
+    for (capabilities, declared) in [
+        (r#"{"extensions":{"io.modelcontextprotocol/tasks":{}}}"#, true),
+        (r#"{"roots":{},"extensions":{"a/b":{},"io.modelcontextprotocol\u002ftasks":{"x":1}}}"#, true),
+        ("{}", false),
+        (r#"{"extensions":{}}"#, false),
+        (r#"{"extensions":[]}"#, false),
+        (r#"{"extensions":{"io.modelcontextprotocol/tasks":true}}"#, false),
+        (r#"{"tasks":{},"io.modelcontextprotocol/tasks":{}}"#, false),
+    ] {
+        assert_eq!(asked(capabilities, own), Ok(declared), "{capabilities}");
+    }
+    for lookalike in [r#"{"Extensions":{}}"#, r#"{"extensions":{"io.modelcontextprotocol/Tasks":{}}}"#] {
+        assert!(matches!(asked(lookalike, own), Err(FaultKind::InvalidParams { .. })), "{lookalike}");
+    }
+}
+
+#[test]
+fn the_id_is_required_and_mirrored() {
+    assert!(matches!(asked("{}", ""), Err(FaultKind::InvalidParams { .. })));
+    assert!(matches!(asked("{}", r#""taskId":7,"#), Err(FaultKind::InvalidParams { .. })));
+    assert!(matches!(asked("{}", r#""taskId":"t","TaskId":"u","#), Err(FaultKind::InvalidParams { .. })));
+    assert!(matches!(asked("{}", r#""taskId":"u","#), Err(FaultKind::HeaderMismatch { .. })));
+    assert_eq!(asked("{}", r#""taskId":"t","#), Ok(false));
 }
