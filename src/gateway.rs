@@ -21,6 +21,7 @@ mod prepare;
 mod rejection;
 mod seal;
 mod stream;
+mod tasks;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;

@@ -23,6 +23,8 @@ use super::list::Listing;
 use super::list::ttl_place;
 use super::list::within_life;
 use super::stream;
+use super::tasks::Named;
+use super::tasks::Tasks;
 use crate::backend;
 use crate::backend::Answer;
 use crate::backend::Backend;
@@ -48,6 +50,7 @@ use crate::mcp::sse::Event;
 use crate::policy;
 use crate::policy::Permit;
 use crate::principal::Principal;
+use crate::route::Route;
 
 /// `cacheScope` of what is one caller's.
 const PRIVATE: &str = "\"private\"";
@@ -71,18 +74,20 @@ pub(super) struct Want {
     pub(super) stream: bool,
     /// Ends only when somebody ends it: GET streams and `subscriptions/listen`.
     pub(super) open_ended: bool,
+    pub(super) tasks: Tasks,
 }
 
 impl Want {
     /// No answer.
     fn nothing() -> Want {
         let (era, list) = (Era::Legacy, None);
-        Want { id: None, era, list, read: false, initialize: false, stream: false, open_ended: false }
+        let tasks = Tasks::default();
+        Want { id: None, era, list, read: false, initialize: false, stream: false, open_ended: false, tasks }
     }
 
-    pub(super) fn of(permit: &Permit, lists: &Lists) -> Want {
+    pub(super) fn of(permit: &Permit, lists: &Lists, named: &Named) -> Want {
         match &permit.call().operation {
-            Operation::EndSession => Want { stream: false, open_ended: false, ..Want::nothing() },
+            Operation::EndSession => Want::nothing(),
             Operation::Stream { .. } => Want { stream: true, open_ended: true, ..Want::nothing() },
             Operation::Post(message) => Want {
                 id: match &message.kind {
@@ -98,6 +103,7 @@ impl Want {
                 initialize: message.method == Some(Method::Initialize),
                 stream: false,
                 open_ended: message.method == Some(Method::SubscriptionsListen),
+                tasks: Tasks::of(permit.call(), named),
             },
         }
     }
@@ -121,6 +127,7 @@ pub(super) struct Desk {
     pub(super) reloads: watch::Receiver<u64>,
     pub(super) principal: Arc<Principal>,
     pub(super) context: policy::Context,
+    pub(super) route: Arc<Route>,
 }
 
 /// What goes to the client.
@@ -171,6 +178,7 @@ impl Desk {
             reloads: errand.reloads.clone(),
             principal: errand.principal.clone(),
             context,
+            route: errand.route.clone(),
         }
     }
 
@@ -240,7 +248,7 @@ impl Desk {
                 self.house.lists.filter(self, listing, &body, id).map_err(|what| self.breaks(what))?
             }
             (None, Some(_), None) if want.read => (self.own(body), 0),
-            _ => (body, 0),
+            _ => self.with_tasks(body, want, error_code)?,
         };
         let session = match (session, error_code) {
             (Some(upstream), None) if want.initialize => {
@@ -259,7 +267,7 @@ impl Desk {
         sealed.map(Some).ok_or_else(|| self.breaks("the session id is malformed"))
     }
 
-    fn breaks(&self, what: &str) -> Rejection {
+    pub(super) fn breaks(&self, what: &str) -> Rejection {
         let backend = self.backend.name().clone();
         tracing::warn!(%backend, what, "the upstream's answer breaks the protocol");
         Rejection::BackendProtocol { backend }

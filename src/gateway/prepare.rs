@@ -138,6 +138,13 @@ impl Asked {
         }
     }
 
+    pub(super) fn message_mut(&mut self) -> Option<&mut Message> {
+        match &mut self.operation {
+            Operation::Post(message) => Some(message),
+            Operation::EndSession | Operation::Stream { .. } => None,
+        }
+    }
+
     pub(super) fn is_initialize(&self) -> bool {
         self.message().is_some_and(|message| message.method == Some(Method::Initialize))
     }
@@ -202,6 +209,8 @@ async fn declared(
     let uri = message.params.uri.as_deref().unwrap_or_default();
     Ok(match message.method {
         Some(Method::ToolsCall) => (Action::Call, tool(name, member, request, may_read).await?),
+        // What may be known of a task, and done to it, is what may be done with its tool.
+        Some(method) if method.is_of_task() => (Action::Call, tool(name, member, request, may_read).await?),
         Some(Method::PromptsGet) => (Action::Get, plain(Kind::Prompt, name)),
         Some(Method::ResourcesRead | Method::ResourcesSubscribe | Method::ResourcesUnsubscribe) => {
             (Action::Read, plain(Kind::Resource, uri))
@@ -218,7 +227,7 @@ async fn declared(
 /// A name that is in no catalog, also after asking again, is unknown. Where there is no catalog because the backend cannot
 /// be asked, that is told to those who could use a tool of this name if it only read; for all others it is hidden, and so
 /// is the backend.
-async fn tool(
+pub(super) async fn tool(
     name: &str,
     member: &Member,
     request: &Request,
