@@ -238,11 +238,12 @@ fn settled<P, E>(ended: Result<Result<Result<Outgoing, Rejection>, P>, E>, open:
     }
 }
 
-/// A JSON-RPC error message; `id` is null where it could not be read.
+/// A JSON-RPC error message. SPEC: where the id could not be read MCP has none; JSON-RPC's null is no `RequestId`.
 fn error_body(id: Option<&Id>, code: i64, words: &str, data: Option<serde_json::Value>) -> Bytes {
     let mut error = serde_json::json!({ "code": code, "message": words });
     if let (Some(data), Some(members)) = (data, error.as_object_mut()) {
         members.insert("data".to_owned(), data);
     }
-    format!("{{\"jsonrpc\":\"2.0\",\"id\":{},\"error\":{error}}}", id.map_or("null", Id::as_json)).into()
+    let id = id.map(|id| format!("\"id\":{},", id.as_json())).unwrap_or_default();
+    format!("{{\"jsonrpc\":\"2.0\",{id}\"error\":{error}}}").into()
 }

@@ -50,7 +50,8 @@ impl Asked {
                     open.asks(fault.id.as_ref(), fault.era.or(header_era).unwrap_or(Era::Legacy));
                     Rejection::Message { kind: fault.kind }
                 })?;
-                open.asks(message.id(), message.era);
+                // The id of a response is the server's and names nothing that the client waits for.
+                open.asks(message.id().filter(|_| message.is_request()), message.era);
                 open.method(message.method.map_or("response", Method::as_str));
                 let era = message.era;
                 (Operation::Post(message), era)

@@ -375,7 +375,7 @@ mod tests {
         let mut out = String::from(
             "# Rejections\n\n\
              <!-- Written by a test from the table in the code: WARDGATE_BLESS=1 cargo test rejection -->\n\n\
-             Every refusal is a JSON-RPC error with the request's id (null where it could not be read). The reason is the audit\n\
+             Every refusal is a JSON-RPC error with the request's id (none where it could not be read). The reason is the audit\n\
              field and the metric label; `data.reason` carries it where the code is the gateway's own (-31403 refused, -31429\n\
              limited, -31502 upstream). Retryable ones come with `Retry-After`. A hidden tool and a missing one are the same row.\n\
              A notification or a response, which awaits no answer, gets 400 where a request gets 200.\n\n\

@@ -201,10 +201,11 @@ impl Named {
         if self.one {
             return Ok(()); // judged as a call of its tool
         }
+        let listed = |decl: &Decl| errand.house.policy.lists(&errand.principal, decl, context);
         for task in &self.tasks {
             let unknown = || Rejection::UnknownTask { id: task.shown.clone() };
-            let decl = prepare::tool(&task.tool, member, &errand.request).await.map_err(|_| unknown())?;
-            if !errand.house.policy.lists(&errand.principal, &decl, context) {
+            let decl = prepare::tool(&task.tool, member, &errand.request, listed).await.map_err(|_| unknown())?;
+            if !listed(&decl) {
                 return Err(unknown());
             }
         }

@@ -360,7 +360,9 @@ impl Wire<'_> {
 
     /// A client's answer to a server's request: legacy era only, exactly one of result and error.
     fn into_response(self, request: &Request, id: Option<Id>) -> Result<Message, Fault> {
-        let invalid = |what| Err(Fault { id: id.clone(), era: None, kind: FaultKind::InvalidRequest { what } });
+        // The id of a response is the server's: an error with it would seem to answer a request of the client's.
+        let named = id.clone().filter(|_| self.result.is_none() && self.error.is_none());
+        let invalid = |what| Err(Fault { id: named.clone(), era: None, kind: FaultKind::InvalidRequest { what } });
         let outcome = match (self.result, self.error) {
             (Some(result), None) => outcome("result", result),
             (None, Some(error)) => outcome("error", error),
@@ -372,11 +374,11 @@ impl Wire<'_> {
         let Some(id) = id else {
             return invalid("a response needs an id");
         };
-        let version = headers::version(request).map_err(|kind| Fault { id: Some(id.clone()), era: None, kind })?;
+        let version = headers::version(request).map_err(Fault::without_id)?;
         if version.is_some_and(|version| Era::of(version) == Some(Era::Modern)) {
             // SPEC: streamable-http: a modern client never POSTs a response.
             let what = "responses are not sent by clients in this protocol version";
-            return Err(Fault { id: Some(id), era: Some(Era::Modern), kind: FaultKind::InvalidRequest { what } });
+            return Err(Fault { id: None, era: Some(Era::Modern), kind: FaultKind::InvalidRequest { what } });
         }
         Ok(Message {
             kind: Kind::Response { id },
@@ -733,6 +735,9 @@ mod tests {
             (r#"{"jsonrpc":"2.0","id":7,"method":"tools/list","extra":1}"#, Some("7")),
             (r#"{"jsonrpc":"2.0","id":7,"method":"tools/list""#, None),
             (r#"{"jsonrpc":"2.0","id":null,"method":"tools/list"}"#, None),
+            (r#"{"jsonrpc":"2.0","id":7}"#, Some("7")),
+            (r#"{"jsonrpc":"2.0","id":7,"result":{},"error":{}}"#, None),
+            (r#"{"jsonrpc":"2.0","id":7,"result":{},"params":{}}"#, None),
         ] {
             let fault = parse(&request(body, &[])).expect_err(body);
             assert_eq!(fault.id.as_ref().map(Id::as_json), id, "{body}");

@@ -17,7 +17,6 @@ use tokio::sync::mpsc;
 use crate::harness::AUDIENCE;
 use crate::harness::Answer;
 use crate::harness::Rig;
-use crate::harness::load;
 use crate::scripted;
 use crate::scripted::Scripted;
 
@@ -557,12 +556,12 @@ async fn a_session_of_one_path_is_unknown_on_the_other() {
     let straight = rig.session(&rig.viewer()).await.expect("the workbench has sessions");
     let mut file = crate::harness::configuration(&rig.issuer, &rig.workbench.url, &rig.audit);
     file["backends"]["workbench"]["era"] = json!("modern");
-    rig.app.take(load(&file).unwrap()).await.unwrap();
+    rig.reload(file.clone()).await;
     assert_eq!(rig.legacy(&rig.viewer(), Some(&straight), "ping", json!({})).await.status, 404);
     let door = rig.session(&rig.viewer()).await.expect("the door has sessions");
     assert_eq!(rig.legacy(&rig.viewer(), Some(&door), "ping", json!({})).await.status, 200);
     file["backends"]["workbench"]["era"] = json!("legacy");
-    rig.app.take(load(&file).unwrap()).await.unwrap();
+    rig.reload(file.clone()).await;
     assert_eq!(rig.legacy(&rig.viewer(), Some(&door), "ping", json!({})).await.status, 404);
     rig.app.shutdown().await;
 }
@@ -588,7 +587,7 @@ async fn a_call_that_waited_over_a_reload_is_not_made_again() {
         json!({ "odd": { "http": { "url": upstream.url }, "trust_annotations": true, "era": "modern" } });
     file["routes"][0]["backends"] = json!(["odd"]);
     file["mode"] = json!("read-only");
-    rig.app.take(load(&file).unwrap()).await.unwrap();
+    rig.reload(file.clone()).await;
     let answer = json!({ "jsonrpc": "2.0", "id": question["id"], "result": { "action": "decline" } }).to_string();
     assert_eq!(rig.post(&rig.viewer(), Some(&session), &answer).await.status, 202);
     let last = stream.message().await;

@@ -11,6 +11,8 @@ use wardgate::config;
 use wardgate::demo::issuer::Issuer;
 use wardgate::demo::workbench::Workbench;
 
+use crate::referee::Referee;
+
 pub const AUDIENCE: &str = "http://gateway.test";
 
 /// A running gateway and all that stands around it.
@@ -18,7 +20,9 @@ pub struct Rig {
     pub app: App,
     pub issuer: Issuer,
     pub workbench: Workbench,
-    /// `http://127.0.0.1:PORT` of the first listener.
+    /// Judges all that the gateway writes, when the test ends.
+    pub referee: Referee,
+    /// `http://127.0.0.1:PORT` of the first listener, through the referee's tap.
     pub base: String,
     pub admin: String,
     pub audit: PathBuf,
@@ -79,11 +83,19 @@ impl Rig {
         let audit = folder.path().join("audit.jsonl");
         let mut file = configuration(&issuer, &workbench.url, &audit);
         adjust(&mut file);
+        let referee = Referee::default();
+        referee.before_upstreams(&mut file).await;
         let loaded = load(&file).unwrap_or_else(|errors| panic!("the test's configuration is wrong:\n{errors}"));
         let app = App::start(loaded).await.unwrap_or_else(|error| panic!("the gateway does not start: {error}"));
-        let base = format!("http://{}", app.addresses()[0].1);
+        let base = format!("http://{}", referee.before_clients(&app.addresses()[0].1).await);
         let admin = format!("http://{}", app.admin_address().unwrap());
-        Rig { app, issuer, workbench, base, admin, audit, client: client(), _folder: folder }
+        Rig { app, issuer, workbench, referee, base, admin, audit, client: client(), _folder: folder }
+    }
+
+    /// Puts another configuration in force, with the referee still in between.
+    pub async fn reload(&self, mut file: Value) {
+        self.referee.before_upstreams(&mut file).await;
+        self.app.take(load(&file).unwrap()).await.unwrap();
     }
 
     pub fn url(&self) -> String {

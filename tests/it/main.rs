@@ -22,6 +22,10 @@ mod news;
 mod old;
 /// What the program does for a person: `demo --tour`, `check`, `front`, `audit verify`, signals and reload.
 mod program;
+/// Judges what the gateway writes by the protocol's own schemas.
+mod referee;
+/// Every revision on both sides, and every kind of message.
+mod revisions;
 /// An upstream that lies, for what real ones cannot be made to show.
 mod scripted;
 /// What one request leaves behind and what it may do: the spine over real sockets.

@@ -22,6 +22,8 @@ use tokio::task::JoinSet;
 use crate::harness::Rig;
 use crate::live::real;
 use crate::live::tool;
+use crate::referee::note::Side;
+use crate::referee::schema::Revision;
 use offers::EXCEPTIONS;
 use offers::Era;
 use offers::Feature;
@@ -75,6 +77,10 @@ const TRANSPARENT: &str = "transparent";
 const FEDERATED: &str = "federated";
 const ROUTES: &[&str] = &[TRANSPARENT, FEDERATED];
 
+fn only() -> String {
+    std::env::var("WARDGATE_MATRIX").unwrap_or_default()
+}
+
 struct Cell {
     client: &'static Client,
     upstream: &'static str,
@@ -84,7 +90,7 @@ struct Cell {
 impl Cell {
     /// All cells, or those whose names contain `$WARDGATE_MATRIX`, for whoever looks into one of them.
     fn all() -> Vec<Cell> {
-        let only = std::env::var("WARDGATE_MATRIX").unwrap_or_default();
+        let only = only();
         let of = |client: &'static Client| {
             let routes = move |upstream: &&'static str| {
                 let upstream = *upstream;
@@ -200,6 +206,19 @@ async fn every_client_works_with_every_server_on_both_kinds_of_route() {
     println!("{}", report.text);
     assert!(report.failures.is_empty(), "\n{}\n{} failures", report.failures.join("\n"), report.failures.len());
     rig.app.shutdown().await;
+    let verdict = rig.referee.close();
+    println!("{}", verdict.summary());
+    assert_eq!(verdict.unread_connections, 0, "nothing escapes the referee");
+    // What the SDKs and servers of the matrix agree on; `revisions` has the others.
+    for revision in [Revision::LAST_LEGACY, Revision::MODERN] {
+        for side in [Side::Clients, Side::Upstreams] {
+            assert!(
+                verdict.count(revision, side) > 0 || !only().is_empty(),
+                "nothing of {} to {side:?}",
+                revision.name()
+            );
+        }
+    }
 }
 
 /// One gateway with a route for each upstream and one for all.

@@ -14,7 +14,6 @@ use wardgate::mcp::sse::Parser;
 
 use crate::harness::Answer;
 use crate::harness::Rig;
-use crate::harness::load;
 use crate::live;
 use crate::scripted;
 use crate::scripted::Scripted;
@@ -441,7 +440,7 @@ async fn a_reload_ends_the_stream() {
     let mut line = Line::open(&rig, &rig.viewer()).await;
     line.initialize().await;
     let file = crate::harness::configuration(&rig.issuer, &rig.workbench.url, &rig.audit);
-    rig.app.take(load(&file).unwrap()).await.unwrap();
+    rig.reload(file.clone()).await;
     while let Some(event) = line.event().await {
         assert_eq!(event.name.as_deref(), Some("message"));
     }

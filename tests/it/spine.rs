@@ -379,7 +379,7 @@ async fn a_reload_changes_policy_at_once_and_a_bad_one_changes_nothing() {
     assert_eq!(rig.modern(&viewer, "tools/list", json!({})).await.tools().len(), 3);
     let mut file = crate::harness::configuration(&rig.issuer, &rig.workbench.url, &rig.audit);
     file["grants"] = json!([{ "scope": "mcp.read", "allow": ["read", "write"] }]);
-    rig.app.take(load(&file).unwrap()).await.unwrap();
+    rig.reload(file.clone()).await;
     assert_eq!(rig.modern(&viewer, "tools/list", json!({})).await.tools().len(), 5);
     file["policies"] = json!(["/no/such/folder"]);
     assert!(load(&file).is_err());
@@ -392,7 +392,7 @@ async fn raising_a_ceiling_is_written_to_the_audit_log() {
     let rig = Rig::with(|file| file["mode"] = json!("read-only")).await;
     let mut file = crate::harness::configuration(&rig.issuer, &rig.workbench.url, &rig.audit);
     file["mode"] = json!("full");
-    rig.app.take(load(&file).unwrap()).await.unwrap();
+    rig.reload(file.clone()).await;
     let record = rig.record(|record| record["kind"] == "ceiling_raised").await;
     assert_eq!((&record["mode"], &record["place"]), (&json!("full"), &json!("gateway")));
     rig.app.shutdown().await;
@@ -675,7 +675,7 @@ async fn an_open_stream_ends_on_reload_to_be_judged_anew() {
     assert_eq!(response.status(), 200);
     let mut file = crate::harness::configuration(&rig.issuer, &upstream.url, &rig.audit);
     file["mode"] = json!("read-only");
-    rig.app.take(load(&file).unwrap()).await.unwrap();
+    rig.reload(file.clone()).await;
     tokio::time::timeout(Duration::from_secs(10), response.text()).await.expect("the stream ends by itself").unwrap();
     let record = rig.record(|record| record["method"] == "subscriptions/listen").await;
     assert_eq!(record["outcome"], "reloaded");

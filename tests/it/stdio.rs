@@ -18,6 +18,10 @@ use tokio::process::ChildStdout;
 use tokio::process::Command;
 
 use crate::harness::Rig;
+use crate::referee::judge::judge;
+use crate::referee::note::Note;
+use crate::referee::note::Role;
+use crate::referee::note::Side;
 use crate::scripted;
 use crate::scripted::Scripted;
 
@@ -26,6 +30,16 @@ struct Talk {
     child: Child,
     input: Option<ChildStdin>,
     lines: tokio::io::Lines<BufReader<ChildStdout>>,
+    /// All lines of both, for the referee.
+    notes: Vec<Note>,
+}
+
+impl Drop for Talk {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            judge(&self.notes).assert();
+        }
+    }
 }
 
 impl Talk {
@@ -41,10 +55,11 @@ impl Talk {
             .spawn()
             .expect("the program starts");
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Talk { input: child.stdin.take(), child, lines }
+        Talk { input: child.stdin.take(), child, lines, notes: Vec::new() }
     }
 
     async fn say(&mut self, line: &str) {
+        self.notes.push(Note::line(Side::Clients, Role::Client, "stdio", line));
         let input = self.input.as_mut().expect("open");
         input.write_all(format!("{line}\n").as_bytes()).await.unwrap();
         input.flush().await.unwrap();
@@ -53,7 +68,9 @@ impl Talk {
     /// The next line; `None` at the end.
     async fn hear(&mut self) -> Option<Value> {
         let line = tokio::time::timeout(Duration::from_secs(30), self.lines.next_line()).await.expect("a line in 30 s");
-        line.unwrap().map(|line| serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        let line = line.unwrap()?;
+        self.notes.push(Note::line(Side::Clients, Role::Server, "stdio", &line));
+        Some(serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}")))
     }
 
     /// The answer with this id; what comes before it is collected.
@@ -281,6 +298,10 @@ async fn the_headers_of_the_modern_era_are_written_from_the_body() {
                     { "name": "größe", "inputSchema": { "type": "object", "properties": { "region": { "type": "string", "x-mcp-header": "Region" } } } },
                     { "name": "broken", "inputSchema": { "type": "object", "properties": { "a": { "type": "number", "x-mcp-header": "A" } } } },
                 ], "ttlMs": 0, "cacheScope": "private" })),
+                Some("resources/read") => {
+                    let read = json!({ "resultType": "complete", "contents": [], "ttlMs": 0, "cacheScope": "private" });
+                    scripted::result(message, read)
+                }
                 _ => scripted::result(message, json!({ "resultType": "complete", "content": [] })),
             }
         }

@@ -132,13 +132,14 @@ pub(super) fn one_line(message: &Bytes) -> Option<Bytes> {
     Some(message.iter().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte }).collect())
 }
 
-/// A JSON-RPC error; `id` is null where it could not be read.
+/// A JSON-RPC error. SPEC: where the id could not be read MCP has none; JSON-RPC's null is no `RequestId`.
 pub(super) fn error(id: Option<&Id>, code: i64, words: &str, data: Option<Value>) -> Bytes {
     let mut error = serde_json::json!({ "code": code, "message": words });
     if let (Some(data), Some(members)) = (data, error.as_object_mut()) {
         members.insert("data".to_owned(), data);
     }
-    format!("{{\"jsonrpc\":\"2.0\",\"id\":{},\"error\":{error}}}", id.map_or("null", Id::as_json)).into()
+    let id = id.map(|id| format!("\"id\":{},", id.as_json())).unwrap_or_default();
+    format!("{{\"jsonrpc\":\"2.0\",{id}\"error\":{error}}}").into()
 }
 
 #[cfg(test)]

@@ -210,18 +210,48 @@ fn older(block: &str, version: &str) -> Option<String> {
     Some(format!(r#"{{"type":"text","text":{}}}"#, quoted(&said)))
 }
 
-/// Tools whose output schema is not one of objects have none: no legacy revision allows another.
+/// Tools as the legacy revisions declare them: with output schemas of objects only, and objects for the schemas of all
+/// properties.
 fn declared(tools: &str) -> Option<String> {
     each(tools, |tool| {
         let mut tool = Object::read(tool.as_bytes())?;
         let of_objects =
             tool.object("outputSchema").is_some_and(|schema| schema.text("type").as_deref() == Some("object"));
-        if tool.get("outputSchema").is_none() || of_objects {
+        let mut changed = tool.get("outputSchema").is_some() && !of_objects;
+        if changed {
+            tool.remove("outputSchema");
+        }
+        for name in ["inputSchema", "outputSchema"] {
+            if let Some(schema) = tool.get(name).and_then(spelled_out) {
+                tool.set(name, schema);
+                changed = true;
+            }
+        }
+        changed.then(|| tool.to_string())
+    })
+}
+
+/// The schema with an object for each property whose schema is `true` or `false`; `None` if there is none.
+fn spelled_out(schema: &str) -> Option<String> {
+    let mut schema = Object::read(schema.as_bytes())?;
+    let objects = {
+        let properties = schema.object("properties")?;
+        if !properties.members().any(|(_, one)| matches!(one, "true" | "false")) {
             return None;
         }
-        tool.remove("outputSchema");
-        Some(tool.to_string())
-    })
+        let mut objects = Object::default();
+        for (name, one) in properties.members() {
+            let one = match one {
+                "true" => "{}",
+                "false" => r#"{"not":{}}"#,
+                other => other,
+            };
+            objects.push(name.to_owned().into(), one.to_owned().into());
+        }
+        objects.to_string()
+    };
+    schema.set("properties", objects);
+    Some(schema.to_string())
 }
 
 /// The array with those items replaced that `change` has a replacement for; `None` if there is none.

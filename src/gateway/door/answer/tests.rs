@@ -54,6 +54,12 @@ fn results_lose_what_is_modern_and_keep_the_rest_byte_for_byte() {
             r#"{"tools":[{"name":"a","z":1},{"name":"b","outputSchema":{"type":"object"}}]}"#,
         ),
         (
+            Method::ToolsList,
+            "2025-11-25",
+            r#"{"tools":[{"name":"a","inputSchema":{"type":"object","properties":{"x":true,"y":false,"z":{"a":1.0}}}}]}"#,
+            r#"{"tools":[{"name":"a","inputSchema":{"type":"object","properties":{"x":{},"y":{"not":{}},"z":{"a":1.0}}}}]}"#,
+        ),
+        (
             Method::ToolsCall,
             "2024-11-05",
             r#"{"content":[{"type":"audio","data":"","mimeType":"audio/wav"},{"type":"resource_link","uri":"a:b","name":"n"},{"type":"text","text":"t"}]}"#,
