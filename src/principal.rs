@@ -120,9 +120,7 @@ fn authority(claims: &Claims) -> u128 {
     };
     field(claims.kind.as_str());
     field(claims.method.as_str());
-    for (flag, name) in
-        [(claims.mtls, "mtls"), (claims.groups_unknown, "groups_unknown"), (claims.guest, "guest")]
-    {
+    for (flag, name) in [(claims.mtls, "mtls"), (claims.groups_unknown, "groups_unknown"), (claims.guest, "guest")] {
         field(if flag { name } else { "" });
     }
     for value in [

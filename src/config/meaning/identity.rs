@@ -106,7 +106,10 @@ pub(super) fn identity(
                 needs_public_url(book, root, public, "entra");
                 if let Some(entra) = entra::entra(book, &key, written) {
                     if meant.entra.iter().any(|known| known.overlaps(&entra)) {
-                        book.error(&key, "a tenant of this is in another `entra`, too: give one entry several audiences");
+                        book.error(
+                            &key,
+                            "a tenant of this is in another `entra`, too: give one entry several audiences",
+                        );
                     }
                     meant.entra.push(entra);
                 }

@@ -11,6 +11,13 @@ fn fresh(signer: &Signer, number: u64) -> String {
     signer.token(&json!({}), &json!({ "sub": format!("caller-{number}") }))
 }
 
+/// Sent so long after the start by the monotonic clock, however long the test itself takes.
+fn at(start: Instant, token: &str, after: Duration) -> Request {
+    let mut request = bearing(token);
+    request.started = start + after;
+    request
+}
+
 #[tokio::test]
 async fn while_the_provider_is_down_tokens_of_known_keys_pass_and_others_are_told_to_retry() {
     let (known, rotated, forger) = (Signer::new("known"), Signer::new("rotated"), Signer::new("known"));
@@ -20,22 +27,24 @@ async fn while_the_provider_is_down_tokens_of_known_keys_pass_and_others_are_tol
     identity.warm().await;
     let unavailable = Error::Unavailable { issuer: ISSUER.into() };
 
+    let start = bearing("x").started;
+
     idp.serve("/jwks", 500, "");
-    for second in 0..60 {
-        let at = |token: &str| later(bearing(token), Duration::from_secs(second));
-        accepted(&identity, &at(&fresh(&known, second))).await;
+    for second in (0..60).step_by(6) {
+        let now = |token: &str| at(start, token, Duration::from_secs(second));
+        accepted(&identity, &now(&fresh(&known, second))).await;
         // Rotated meanwhile: whether it is good cannot be said, so the token is not called bad.
-        assert_eq!(identity.verify(&at(&fresh(&rotated, second))).await.unwrap_err(), unavailable);
-        assert_eq!(refused(&identity, &at(&fresh(&forger, second))).await, "the token's signature does not verify");
+        assert_eq!(identity.verify(&now(&fresh(&rotated, second))).await.unwrap_err(), unavailable);
+        assert_eq!(refused(&identity, &now(&fresh(&forger, second))).await, "the token's signature does not verify");
         let expired = known.token(&json!({}), &json!({ "exp": NOW - 60 }));
-        assert_eq!(refused(&identity, &at(&expired)).await, "the token has expired");
+        assert_eq!(refused(&identity, &now(&expired)).await, "the token has expired");
     }
     assert_eq!(idp.asked(), 2, "it is not hammered while it is down");
 
     idp.serve_keys(&[&known.jwk, &rotated.jwk]);
     let back = MINUTE + Duration::from_secs(5);
-    accepted(&identity, &later(bearing(&fresh(&rotated, 100)), back)).await;
-    assert!(refused(&identity, &later(bearing(&Signer::new("none").good()), back)).await.contains("names none"));
+    accepted(&identity, &at(start, &fresh(&rotated, 100), back)).await;
+    assert!(refused(&identity, &at(start, &Signer::new("none").good(), back)).await.contains("names none"));
 }
 
 #[tokio::test]
@@ -72,7 +81,7 @@ async fn a_rotation_under_load_refuses_nobody() {
     let identity = idp.trusted();
     identity.warm().await;
     let start = bearing("x").started;
-    for second in 0..1200 {
+    for second in (0..1300).step_by(10) {
         match second {
             600 => idp.serve_keys(&[&old.jwk, &new.jwk]),
             // The usual order: tokens of the old key have expired before it goes.
@@ -80,12 +89,10 @@ async fn a_rotation_under_load_refuses_nobody() {
             _ => {}
         }
         let signer = if second < 600 { &old } else { &new };
-        let mut request = bearing(&fresh(signer, second % 100));
-        request.started = start + Duration::from_secs(second);
-        accepted(&identity, &request).await;
+        accepted(&identity, &at(start, &fresh(signer, second), Duration::from_secs(second))).await;
     }
     settled(&identity).await;
-    let stale = later(bearing(&fresh(&old, 1)), Duration::from_secs(1201));
+    let stale = at(start, &fresh(&old, 1), Duration::from_secs(1301));
     assert!(refused(&identity, &stale).await.contains("names none"), "the key that went is not trusted any more");
 }
 

@@ -4,13 +4,14 @@ use ring::rsa::PublicKeyComponents;
 use ring::signature::RSA_PKCS1_SHA256;
 use ring::signature::RsaKeyPair;
 
-use crate::identity::entra::Cloud;
-use crate::identity::entra::Entra;
-use crate::identity::entra::Tenants;
 use super::issuer::Idp;
 use super::issuer::MINUTE;
 use super::issuer::later;
+use super::issuer::settled;
 use super::*;
+use crate::identity::entra::Cloud;
+use crate::identity::entra::Entra;
+use crate::identity::entra::Tenants;
 
 const CONTOSO: &str = "c0a70500-0000-4000-8000-000000000001";
 const FABRIKAM: &str = "fab41ca0-0000-4000-8000-000000000002";
@@ -246,7 +247,12 @@ async fn a_tenant_speaks_for_itself_only_and_only_if_it_is_listed() {
     assert_eq!(refused(&identity, &tower.in_tenant(FABRIKAM)).await, unaccepted);
     let mismatch = tower.new_claims(json!({ "tid": FABRIKAM }));
     let words = "the token's `tid` is not the tenant that its `iss` names";
-    for changes in [json!({ "tid": FABRIKAM }), json!({ "tid": null }), json!({ "tid": [CONTOSO] }), json!({ "tid": CONTOSO.to_uppercase() })] {
+    for changes in [
+        json!({ "tid": FABRIKAM }),
+        json!({ "tid": null }),
+        json!({ "tid": [CONTOSO] }),
+        json!({ "tid": CONTOSO.to_uppercase() }),
+    ] {
         assert_eq!(refused(&identity, &tower.bearing(&tower.new_claims(changes.clone()))).await, words, "{changes}");
     }
     let both = identity_of(tower.config(listed(&[CONTOSO, FABRIKAM])));
@@ -393,7 +399,7 @@ async fn a_domain_is_the_tenant_that_it_belongs_to_and_stays_it() {
     // Somebody else got the domain: their people are not those who were meant.
     tower.metadata(DOMAIN, FABRIKAM);
     accepted(&identity, &soon(CONTOSO, MINUTE * 11)).await;
-    super::issuer::settled(&identity).await;
+    settled(&identity).await;
     assert!(refused(&identity, &soon(FABRIKAM, MINUTE * 11)).await.contains("is not accepted here"));
     assert!(identity.verify(&soon(CONTOSO, MINUTE * 60 * 25)).await.is_err(), "keys last a day");
 }
@@ -512,9 +518,8 @@ async fn a_reload_keeps_the_keys_of_tenants_that_stay() {
 #[tokio::test]
 async fn what_cannot_work_is_said_at_start_and_entries_side_by_side_are_asked_in_turn() {
     let tower = Tower::start().await;
-    let fail = |entra: Vec<Entra>| {
-        Identity::new(Config { entra, ..Config::default() }).err().expect("refused").to_string()
-    };
+    let fail =
+        |entra: Vec<Entra>| Identity::new(Config { entra, ..Config::default() }).err().expect("refused").to_string();
     let of = |names: &[&str]| tower.config(listed(names));
     assert!(fail(vec![Entra { audiences: Vec::new(), ..of(&[CONTOSO]) }]).contains("has no audience"));
     assert!(fail(vec![of(&[])]).contains("has no tenant"));

@@ -57,18 +57,33 @@ fn whichever_way_a_condition_asks_for_a_group_the_answer_is_the_worse_one() {
         (r#"permit (principal, action, resource) when { principal in [Group::"g", Group::"h"] };"#, false),
         (r#"permit (principal is User in Group::"g", action, resource);"#, false),
         (r#"permit (principal, action, resource) when { principal is User in Group::"g" };"#, false),
-        (r#"permit (principal, action, resource) when { principal in Scope::"mcp.read" || principal in Group::"g" };"#, true),
-        (r#"permit (principal, action, resource) when { principal in Scope::"other" || principal in Group::"g" };"#, false),
+        (
+            r#"permit (principal, action, resource) when { principal in Scope::"mcp.read" || principal in Group::"g" };"#,
+            true,
+        ),
+        (
+            r#"permit (principal, action, resource) when { principal in Scope::"other" || principal in Group::"g" };"#,
+            false,
+        ),
         (r#"permit (principal, action, resource) when { if principal in Group::"g" then true else true };"#, false),
-        (r#"permit (principal, action, resource) when { if context.mtls then principal in Group::"g" else true };"#, true),
-        (r#"permit (principal, action, resource) when { if context.mtls then true else principal in Group::"g" };"#, false),
+        (
+            r#"permit (principal, action, resource) when { if context.mtls then principal in Group::"g" else true };"#,
+            true,
+        ),
+        (
+            r#"permit (principal, action, resource) when { if context.mtls then true else principal in Group::"g" };"#,
+            false,
+        ),
         (r#"forbid (principal, action, resource) when { principal in Group::"g" };"#, false),
         (r#"forbid (principal, action, resource) unless { principal in Group::"g" };"#, false),
         (r#"forbid (principal, action, resource) when { !(principal in Group::"g") };"#, false),
         (r#"forbid (principal, action, resource) when { principal in Group::"g" && context.mtls };"#, true),
         (r#"forbid (principal is User in Group::"g", action, resource);"#, false),
         (r#"forbid (principal is Service in Group::"g", action, resource);"#, true),
-        (r#"forbid (principal, action, resource) when { principal in Group::"g" && principal in Scope::"other" };"#, true),
+        (
+            r#"forbid (principal, action, resource) when { principal in Group::"g" && principal in Scope::"other" };"#,
+            true,
+        ),
         (r#"forbid (principal, action, resource) when { principal in Scope::"other" };"#, true),
         (r#"forbid (principal, action, resource) when { principal.groups_unknown };"#, false),
     ] {
@@ -108,14 +123,15 @@ fn what_is_allowed_with_unknown_groups_is_allowed_with_any_groups() {
             expressions.push(format!("if ({one}) then ({other}) else !({other})"));
         }
     }
-    let everybody: Vec<Principal> =
-        [&[][..], &["a"], &["b"], &["a", "b"]].into_iter().map(in_groups).collect();
+    let everybody: Vec<Principal> = [&[][..], &["a"], &["b"], &["a", "b"]].into_iter().map(in_groups).collect();
     let mut allowed = 0;
     for expression in &expressions {
         for kind in ["when", "unless"] {
             for text in [
                 format!("permit (principal, action, resource) {kind} {{ {expression} }};"),
-                format!("permit (principal, action, resource); forbid (principal, action, resource) {kind} {{ {expression} }};"),
+                format!(
+                    "permit (principal, action, resource); forbid (principal, action, resource) {kind} {{ {expression} }};"
+                ),
             ] {
                 let policy = cedar(&text);
                 for effect in [Effect::Read, Effect::Write] {
