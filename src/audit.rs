@@ -90,6 +90,10 @@ pub struct Record {
     pub actor: Option<String>,
     pub client: Option<String>,
     pub tenant: Option<String>,
+    /// The caller is a guest in the tenant.
+    pub guest: bool,
+    /// The token left groups out: what is decided by groups was decided against the caller.
+    pub groups_unknown: bool,
     pub route: Option<Arc<str>>,
     pub backend: Option<Arc<str>>,
     pub era: Option<&'static str>,

@@ -3,8 +3,10 @@
 pub mod api_key;
 pub mod challenge;
 mod claims;
+pub mod entra;
 mod jwks;
 mod jwt;
+mod key;
 pub mod mtls;
 mod oidc;
 mod strict;
@@ -42,6 +44,7 @@ const WARM_CONCURRENT_MAX: usize = 16;
 #[derive(Clone, Debug, Default)]
 pub struct Config {
     pub issuers: Vec<Issuer>,
+    pub entra: Vec<entra::Entra>,
     /// A file of hashed keys, see `api_key`.
     pub api_keys: Option<PathBuf>,
     /// Client certificates that name a principal by themselves.
@@ -137,7 +140,7 @@ pub enum StartError {
 
 /// The one verb, [`Identity::verify`], with what it needs: issuers and their keys, API keys, certificate rules.
 pub struct Identity {
-    issuers: Vec<Arc<jwt::Trusted>>,
+    trust: jwt::Trust,
     api_keys: Option<api_key::Keys>,
     certificates: Vec<CertificateRule>,
     anonymous: Option<Pair>,
@@ -192,16 +195,29 @@ impl Identity {
     fn build(config: Config, previous: Option<&Identity>) -> Result<Identity, StartError> {
         let api_keys = config.api_keys.as_deref().map(api_key::Keys::read).transpose()?;
         let mut fetchers = oidc::Fetchers::default();
-        let mut issuers: Vec<Arc<jwt::Trusted>> = Vec::with_capacity(config.issuers.len());
+        let mut trust = jwt::Trust::default();
         for issuer in config.issuers {
-            if issuers.iter().any(|known| known.config.issuer == issuer.issuer) {
+            if trust.issuers.iter().any(|known| known.config.issuer == issuer.issuer) {
                 let reason = "is configured twice".into();
                 return Err(StartError::Issuer { issuer: issuer.issuer, reason });
             }
             let old = previous.and_then(|previous| {
-                previous.issuers.iter().find(|old| old.config.issuer == issuer.issuer && old.config.keys == issuer.keys)
+                previous
+                    .trust
+                    .issuers
+                    .iter()
+                    .find(|old| old.config.issuer == issuer.issuer && old.config.keys == issuer.keys)
             });
-            issuers.push(Arc::new(jwt::Trusted::new(issuer, old.map(|old| &old.source), &mut fetchers)?));
+            trust.issuers.push(jwt::Trusted::new(issuer, old.map(|old| &old.source), &mut fetchers)?);
+        }
+        for entra in config.entra {
+            let known = previous.map(|previous| previous.trust.directories.as_slice()).unwrap_or_default();
+            let directory = entra::Directory::new(entra, known, &mut fetchers)?;
+            if trust.directories.iter().any(|other| other.config.overlaps(&directory.config)) {
+                let reason = "is configured twice".into();
+                return Err(StartError::Issuer { issuer: directory.login_at(), reason });
+            }
+            trust.directories.push(directory);
         }
         let anonymous = config.anonymous.map(|scopes| {
             let name = || "anonymous".to_owned();
@@ -214,7 +230,7 @@ impl Identity {
             })
         });
         Ok(Identity {
-            issuers,
+            trust,
             api_keys,
             certificates: config.certificates,
             anonymous,
@@ -244,13 +260,14 @@ impl Identity {
     /// Fetches the keys of all issuers, so that the first caller need not wait. Failures are logged, not returned.
     pub async fn warm(&self) {
         let now = Instant::now();
-        let fetches = self.issuers.iter().map(|issuer| async move { issuer.source.prefetch(now).await });
+        let fetches = self.trust.sources().map(|source| async move { source.prefetch(now).await });
         futures_util::stream::iter(fetches).for_each_concurrent(WARM_CONCURRENT_MAX, |fetch| fetch).await;
     }
 
-    /// The names of the trusted issuers, for the protected resource metadata.
+    /// Where clients can get a token, for the protected resource metadata.
     pub fn issuers(&self) -> Vec<String> {
-        self.issuers.iter().map(|issuer| issuer.config.issuer.clone()).collect()
+        let issuers = self.trust.issuers.iter().map(|issuer| issuer.config.issuer.clone());
+        issuers.chain(self.trust.directories.iter().map(entra::Directory::login_at)).collect()
     }
 
     async fn token(
@@ -269,7 +286,7 @@ impl Identity {
             known.check(request.at, certificate)?;
             return Ok(Arc::clone(&known.principal));
         }
-        let verified = jwt::verify(&self.issuers, token, request, key.mtls).await?;
+        let verified = jwt::verify(&self.trust, token, request, key.mtls).await?;
         verified.check(request.at, certificate)?;
         let principal = Arc::clone(&verified.principal);
         self.tokens.insert(key, Arc::new(verified));
@@ -323,6 +340,11 @@ fn bearer(value: &str) -> Result<&str, Error> {
         return Err(Error::invalid("the bearer token is empty or has characters that no token has"));
     }
     Ok(token)
+}
+
+/// What was expected, for a refusal: public configuration, never a piece of the token.
+fn expected(names: &[String]) -> String {
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" or ")
 }
 
 fn sha256(bytes: &[u8]) -> [u8; digest::SHA256_OUTPUT_LEN] {

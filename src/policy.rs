@@ -19,10 +19,15 @@
 //! conditions are held to the schema as strictly as anywhere. Objects are records, arrays are sets, integers are
 //! `Long`. Null, fractions and integers beyond 64 bits have no Cedar value: `has` sees them, reading them fails. As a
 //! member that was not sent fails too, write `context.args has name && …`, and test the tool before its arguments.
+//!
+//! # Groups that are not known
+//! A token may say that it leaves groups out. Whatever a policy says about the groups of such a caller is then taken
+//! against the caller: a `permit` that asks for a group does not hold, a `forbid` that asks for one does (`groupless`).
 
 mod engine;
 mod facts;
 mod grants;
+mod groupless;
 mod load;
 #[cfg(test)]
 mod tests;
@@ -202,13 +207,16 @@ impl Policy {
             loaded.source(file, text, &mut errors);
         }
         let Loaded { policies, reads_args, notes, .. } = loaded;
-        let policies = cedar_policy::PolicySet::from_policies(policies)
-            .map_err(|error| errors.push(Error::Set { what: error.to_string() }));
-        match policies {
-            Ok(policies) if errors.is_empty() => {
-                Ok(Policy { engine: Engine::new(policies, reads_args), lowered, notes })
+        let wrong = |what: String| Error::Set { what };
+        let groupless = groupless::taken_against(&policies).and_then(|policies| policies.map(set_of).transpose());
+        match (set_of(policies), groupless) {
+            (Ok(policies), Ok(groupless)) if errors.is_empty() => {
+                Ok(Policy { engine: Engine::new(policies, groupless, reads_args), lowered, notes })
             }
-            Ok(_) | Err(()) => Err(errors),
+            (policies, groupless) => {
+                errors.extend(policies.err().into_iter().chain(groupless.err()).map(wrong));
+                Err(errors)
+            }
         }
     }
 
@@ -301,6 +309,10 @@ impl Policy {
             }
         }
     }
+}
+
+fn set_of(policies: Vec<cedar_policy::Policy>) -> Result<cedar_policy::PolicySet, String> {
+    cedar_policy::PolicySet::from_policies(policies).map_err(|error| error.to_string())
 }
 
 impl fmt::Debug for Policy {

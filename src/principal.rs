@@ -20,6 +20,10 @@ pub struct Claims {
     pub scopes: BTreeSet<String>,
     pub roles: BTreeSet<String>,
     pub groups: BTreeSet<String>,
+    /// The issuer left groups out (Entra's overage): `groups` is not all of them, and being absent from it means nothing.
+    pub groups_unknown: bool,
+    /// An account of another organisation that was invited into this tenant.
+    pub guest: bool,
     pub method: Method,
     /// The connection carried a verified client certificate, whatever method named the principal.
     pub mtls: bool,
@@ -116,7 +120,9 @@ fn authority(claims: &Claims) -> u128 {
     };
     field(claims.kind.as_str());
     field(claims.method.as_str());
-    field(if claims.mtls { "mtls" } else { "" });
+    for (flag, name) in [(claims.mtls, "mtls"), (claims.groups_unknown, "groups_unknown"), (claims.guest, "guest")] {
+        field(if flag { name } else { "" });
+    }
     for value in [
         Some(&claims.subject),
         Some(&claims.issuer),

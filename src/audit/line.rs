@@ -32,6 +32,8 @@ pub(super) fn request(record: &Record) -> Vec<u8> {
     line.maybe("actor", record.actor.as_deref());
     line.maybe("client", record.client.as_deref());
     line.maybe("tenant", record.tenant.as_deref());
+    line.flag("guest", record.guest);
+    line.flag("groups_unknown", record.groups_unknown);
     line.maybe("route", record.route.as_deref());
     line.maybe("backend", record.backend.as_deref());
     line.maybe("era", record.era);
@@ -127,6 +129,14 @@ impl Members {
     fn maybe(&mut self, name: &'static str, value: Option<&str>) {
         if let Some(value) = value {
             self.text(name, value);
+        }
+    }
+
+    /// Only where it is so.
+    fn flag(&mut self, name: &'static str, value: bool) {
+        if value {
+            self.name(name);
+            self.out.extend_from_slice(b"true");
         }
     }
 

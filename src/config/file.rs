@@ -17,8 +17,11 @@ pub(super) use backend::MaybeBreaker;
 pub(super) use backend::Processes;
 pub(super) use backend::Sse;
 pub(super) use backend::Stdio;
+pub(super) use identity::Access;
 pub(super) use identity::Algorithm;
 pub(super) use identity::CertificateRule;
+pub(super) use identity::Cloud;
+pub(super) use identity::Entra;
 pub(super) use identity::Identity;
 pub(super) use identity::Oidc;
 pub(super) use route::Destination;
@@ -43,7 +46,7 @@ pub(super) struct File {
     /// Addresses that clients reach the gateway on; at least one.
     #[schemars(with = "Vec<Listener>")]
     pub listeners: Option<Vec<Listener>>,
-    /// The address clients use, without a path: `https://mcp.example.com`. Needed with `oidc`, because clients find the
+    /// The address clients use, without a path: `https://mcp.example.com`. Needed with `entra` and `oidc`, because clients find the
     /// login by it (RFC 9728).
     pub public_url: Option<String>,
     /// How callers prove who they are; at least one way. A bad credential is refused, it never falls through to another way.

@@ -14,6 +14,9 @@ use crate::credentials;
 use crate::identity;
 use crate::identity::CertificateMatch;
 use crate::identity::Keys;
+use crate::identity::entra::Cloud;
+use crate::identity::entra::Entra;
+use crate::identity::entra::Tenants;
 use crate::limits;
 use crate::route::Route;
 use crate::server;
@@ -189,13 +192,41 @@ fn listener(listener: &server::Listener) -> Shown {
 }
 
 fn identity(config: &identity::Config) -> Shown {
-    let mut ways: Vec<Shown> = config.issuers.iter().map(|one| map([("oidc", issuer(one))])).collect();
+    let mut ways: Vec<Shown> = config.entra.iter().map(|one| map([("entra", entra(one))])).collect();
+    ways.extend(config.issuers.iter().map(|one| map([("oidc", issuer(one))])));
     ways.extend(config.api_keys.as_deref().map(|file| map([("api_keys", map([("file", path(file))]))])));
     if !config.certificates.is_empty() {
         ways.push(map([("certificates", list(&config.certificates, certificate))]));
     }
     ways.extend(config.anonymous.as_ref().map(|scopes| map([("anonymous", map([("scopes", list(scopes, text))]))])));
     Shown::List(ways)
+}
+
+fn entra(entra: &Entra) -> Shown {
+    let (tenant, tenants) = match &entra.tenants {
+        Tenants::Any => (Shown::Nothing, word("any")),
+        Tenants::Organizations => (Shown::Nothing, word("organizations")),
+        Tenants::Listed(names) => match names.as_slice() {
+            [one] => (text(one), Shown::Nothing),
+            several => (Shown::Nothing, list(several, text)),
+        },
+    };
+    let cloud = match entra.cloud {
+        Cloud::China => "china",
+        Cloud::Public => "public",
+        Cloud::UsGovernment => "us-government",
+    };
+    let access = |allowed: bool| word(if allowed { "allow" } else { "deny" });
+    map([
+        ("tenant", tenant),
+        ("tenants", tenants),
+        ("audience", list(&entra.audiences, text)),
+        ("cloud", if entra.authority.is_some() { Shown::Nothing } else { word(cloud) }),
+        ("authority", maybe(entra.authority.as_ref(), text)),
+        ("guests", access(entra.guests)),
+        ("applications", access(entra.applications)),
+        ("leeway", span(entra.leeway)),
+    ])
 }
 
 fn issuer(issuer: &identity::Issuer) -> Shown {

@@ -140,6 +140,8 @@ impl Open {
         self.record.actor.clone_from(&principal.actor);
         self.record.client.clone_from(&principal.client);
         self.record.tenant.clone_from(&principal.tenant);
+        self.record.guest = principal.guest;
+        self.record.groups_unknown = principal.groups_unknown;
     }
 
     pub(super) fn on(&mut self, route: &Route) {

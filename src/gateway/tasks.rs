@@ -23,6 +23,7 @@ use super::errand::Errand;
 use super::prepare;
 use super::prepare::Asked;
 use crate::catalog::Call;
+use crate::catalog::Decl;
 use crate::mcp::Era;
 use crate::mcp::FaultKind;
 use crate::mcp::Kind;

@@ -15,6 +15,8 @@ use crate::principal::Method;
 
 use super::Error;
 use super::Issuer;
+use super::entra::Entra;
+use super::key::Key;
 
 /// Scopes, roles, groups: more of any of them is refused, for a cut list could miss the one that forbids.
 const VALUES_MAX: usize = 256;
@@ -32,6 +34,40 @@ const CACHED_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Members that only ID tokens have (OpenID Connect Core section 2 and 3.3.2.11).
 const ID_TOKEN_CLAIMS: [&str; 4] = ["at_hash", "c_hash", "nonce", "s_hash"];
+
+/// Names of audiences that a refusal lists at most.
+const EXPECTED_MAX: usize = 3;
+
+/// What an issuer's claims mean.
+pub(super) enum Rules<'a> {
+    /// With the tenant that `iss` names.
+    Entra(&'a Entra, String),
+    Oidc(&'a Issuer),
+}
+
+impl Rules<'_> {
+    /// May this key of the issuer's sign for whom the token says it is from?
+    pub(super) fn admit(&self, key: &Key) -> bool {
+        match self {
+            Rules::Entra(entra, tenant) => key.signs_for(&entra.issuer(tenant), tenant),
+            Rules::Oidc(_) => true,
+        }
+    }
+
+    fn audiences(&self) -> &[String] {
+        match self {
+            Rules::Entra(entra, _) => &entra.audiences,
+            Rules::Oidc(issuer) => &issuer.audiences,
+        }
+    }
+
+    fn groups_claim(&self) -> &str {
+        match self {
+            Rules::Entra(..) => "groups",
+            Rules::Oidc(issuer) => &issuer.groups_claim,
+        }
+    }
+}
 
 pub(super) struct Accepted {
     pub(super) claims: Claims,
@@ -76,48 +112,69 @@ impl Times {
 }
 
 /// Checks what the claims say about the token, then reads whom they name.
-pub(super) fn accept(payload: &Map<String, Value>, issuer: &Issuer, mtls: bool) -> Result<Accepted, Error> {
+pub(super) fn accept(payload: &Map<String, Value>, rules: &Rules<'_>, mtls: bool) -> Result<Accepted, Error> {
     let payload = Payload(payload);
     let times = Times::read(&payload)?;
-    payload.check_audience(&issuer.audiences)?;
     payload.check_type()?;
+    if let Rules::Entra(..) = rules {
+        Entra::check_type(&payload)?;
+    }
+    payload.check_audience(rules.audiences())?;
     let bound_to = payload.confirmation()?;
 
     let mut scopes = payload.words("scope")?;
     scopes.extend(payload.words("scp")?);
     bounded("scp", &scopes)?;
-    payload.check_overage(&issuer.groups_claim)?;
-    let client = payload.first_name(["azp", "client_id", "appid"])?;
-    let subject = payload.subject()?;
-    let actor = payload.actor()?;
-    let kind = match &actor {
-        // Somebody acts for the subject: an agent, never mistaken for the person.
-        Some(_) => Kind::Agent,
-        None => payload.kind(&subject, client.as_deref(), &scopes),
-    };
     let claims = Claims {
-        kind,
-        subject,
-        issuer: issuer.issuer.clone(),
-        actor,
-        client,
-        tenant: payload.tenant(&issuer.tenant_claims)?,
+        actor: payload.actor()?,
         scopes,
         roles: payload.values("roles")?,
-        groups: payload.values(&issuer.groups_claim)?,
+        groups: payload.values(rules.groups_claim())?,
+        groups_unknown: payload.leaves_out(rules.groups_claim()),
         method: Method::Bearer,
         mtls,
         expires_at: u64::try_from(times.expires)
             .ok()
             .and_then(|s| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(s))),
+        ..Claims::default()
+    };
+    let claims = match rules {
+        Rules::Entra(entra, tenant) => entra.name(&payload, tenant, claims)?,
+        Rules::Oidc(issuer) => name(issuer, &payload, claims)?,
     };
     Ok(Accepted { claims, times, bound_to })
 }
 
+/// Completes what `claims` has so far with whom a token of any issuer names.
+fn name(issuer: &Issuer, payload: &Payload<'_>, claims: Claims) -> Result<Claims, Error> {
+    let client = payload.first_name(["azp", "client_id", "appid"])?;
+    let subject = payload.subject()?;
+    let kind = match &claims.actor {
+        // Somebody acts for the subject: an agent, never mistaken for the person.
+        Some(_) => Kind::Agent,
+        None => payload.kind(&subject, client.as_deref(), &claims.scopes),
+    };
+    let tenant = payload.tenant(&issuer.tenant_claims)?;
+    Ok(Claims { kind, subject, issuer: issuer.issuer.clone(), client, tenant, ..claims })
+}
+
 /// The claims as sent, with readers that refuse what has the wrong form instead of passing over it.
-struct Payload<'a>(&'a Map<String, Value>);
+pub(super) struct Payload<'a>(&'a Map<String, Value>);
 
 impl<'a> Payload<'a> {
+    pub(super) fn get(&self, claim: &str) -> Option<&'a Value> {
+        self.0.get(claim)
+    }
+
+    pub(super) fn has(&self, claim: &str) -> bool {
+        self.0.contains_key(claim)
+    }
+
+    /// The claim if it is a text, for a comparison.
+    pub(super) fn text(&self, claim: &str) -> Option<&'a str> {
+        self.0.get(claim).and_then(Value::as_str)
+    }
+
     /// A NumericDate (RFC 7519 section 2): a JSON number, not negative, within the calendar.
     fn time(&self, claim: &str, round: fn(f64) -> f64) -> Result<Option<i64>, Error> {
         let Some(value) = self.0.get(claim) else { return Ok(None) };
@@ -140,7 +197,11 @@ impl<'a> Payload<'a> {
             Some(value) => is_ours(value),
             None => false,
         };
-        if good { Ok(()) } else { Err(Error::invalid("the token's `aud` does not contain an accepted audience")) }
+        if good {
+            return Ok(());
+        }
+        let expected = super::expected(accepted.get(..EXPECTED_MAX).unwrap_or(accepted));
+        Err(Error::invalid(format!("the token's `aud` does not contain an accepted audience; expected {expected}")))
     }
 
     /// Tokens of other types that the same issuer signs with the same keys.
@@ -168,7 +229,7 @@ impl<'a> Payload<'a> {
 
     /// `sub`; tokens of Entra applications may have `oid` alone.
     fn subject(&self) -> Result<String, Error> {
-        let application = self.0.get("idtyp").and_then(Value::as_str) == Some("app");
+        let application = self.text("idtyp") == Some("app");
         let subject = match self.name("sub")? {
             None if application => self.name("oid")?,
             subject => subject,
@@ -179,14 +240,13 @@ impl<'a> Payload<'a> {
     /// An application that acts for itself is a service: as Entra says it, as RFC 9068 section 2.2 says it
     /// (`sub` is the client), or as Entra tokens without `idtyp` show it (no delegated scopes, `sub` is `oid`).
     fn kind(&self, subject: &str, client: Option<&str>, scopes: &BTreeSet<String>) -> Kind {
-        let text = |claim: &str| self.0.get(claim).and_then(Value::as_str);
-        match text("idtyp") {
+        match self.text("idtyp") {
             Some("app") => return Kind::Service,
             Some("user") => return Kind::User,
             _ => {}
         }
         let itself = client == Some(subject);
-        let entra = scopes.is_empty() && self.0.contains_key("roles") && text("oid") == Some(subject);
+        let entra = scopes.is_empty() && self.has("roles") && self.text("oid") == Some(subject);
         if itself || entra { Kind::Service } else { Kind::User }
     }
 
@@ -212,12 +272,12 @@ impl<'a> Payload<'a> {
         Ok(tenant)
     }
 
-    fn first_name<const N: usize>(&self, claims: [&str; N]) -> Result<Option<String>, Error> {
+    pub(super) fn first_name<const N: usize>(&self, claims: [&str; N]) -> Result<Option<String>, Error> {
         claims.iter().find(|claim| self.0.contains_key(**claim)).map_or(Ok(None), |claim| self.name(claim))
     }
 
     /// A claim that names one thing.
-    fn name(&self, claim: &str) -> Result<Option<String>, Error> {
+    pub(super) fn name(&self, claim: &str) -> Result<Option<String>, Error> {
         match self.0.get(claim) {
             None => Ok(None),
             Some(Value::String(name)) if is_name(name, NAME_BYTES_MAX) => Ok(Some(name.clone())),
@@ -258,17 +318,16 @@ impl<'a> Payload<'a> {
         Ok(values)
     }
 
-    /// Entra leaves out the groups of a user who has too many and names a place to ask for them. A rule that forbids
-    /// by group would then not see the group, so the token is refused rather than taken as one without groups.
-    fn check_overage(&self, groups_claim: &str) -> Result<(), Error> {
-        let elsewhere =
-            self.0.get("_claim_names").and_then(Value::as_object).is_some_and(|names| names.contains_key(groups_claim));
-        if elsewhere || self.0.get("hasgroups") == Some(&Value::Bool(true)) {
-            return Err(Error::invalid(
-                "the token leaves out the groups because there are too many: limit them to those assigned to the application",
-            ));
-        }
-        Ok(())
+    /// Entra leaves out the groups of a user who has too many and names a place to ask for them. To take that for a user
+    /// without groups would let them past every rule that forbids by group.
+    fn leaves_out(&self, groups_claim: &str) -> bool {
+        let elsewhere = match self.0.get("_claim_names") {
+            None => false,
+            Some(Value::Object(names)) => names.contains_key(groups_claim),
+            // Something is left out, and who knows what.
+            Some(_) => true,
+        };
+        elsewhere || self.0.get("hasgroups").is_some_and(|has| *has != Value::Bool(false))
     }
 }
 

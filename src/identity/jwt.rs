@@ -20,9 +20,12 @@ use super::Error;
 use super::Issuer;
 use super::StartError;
 use super::claims;
+use super::claims::Rules;
 use super::claims::Times;
+use super::entra;
 use super::jwks::KeySet;
 use super::jwks::Source;
+use super::key::Key;
 use super::oidc;
 use super::strict;
 
@@ -67,10 +70,73 @@ impl Trusted {
         config.leeway = config.leeway.min(LEEWAY_MAX);
         let source = match carried.filter(|source| source.is_remote()) {
             Some(source) => Arc::clone(source),
-            None => Arc::new(Source::new(&config, fetchers)?),
+            None => Arc::new(Source::new(&config.issuer, &config.keys, fetchers)?),
         };
         Ok(Trusted { config, source })
     }
+}
+
+/// Everybody whose tokens are accepted.
+#[derive(Default)]
+pub(super) struct Trust {
+    pub(super) issuers: Vec<Trusted>,
+    pub(super) directories: Vec<entra::Directory>,
+}
+
+impl Trust {
+    /// How many names a refusal lists at most.
+    const EXPECTED_MAX: usize = 3;
+
+    pub(super) fn sources(&self) -> impl Iterator<Item = &Arc<Source>> {
+        let issuers = self.issuers.iter().map(|issuer| &issuer.source);
+        issuers.chain(self.directories.iter().flat_map(entra::Directory::sources))
+    }
+
+    /// The issuer that a token names, if it is one of ours. Nothing about the token is verified yet.
+    async fn find(&self, iss: Option<&str>, now: Instant) -> Result<Sender<'_>, Error> {
+        let iss = iss.ok_or_else(|| self.unaccepted())?;
+        if let Some(issuer) = self.issuers.iter().find(|issuer| issuer.config.issuer == iss) {
+            return Ok(Sender {
+                source: Arc::clone(&issuer.source),
+                algorithms: &issuer.config.algorithms,
+                leeway: issuer.config.leeway,
+                rules: Rules::Oidc(&issuer.config),
+            });
+        }
+        let mut refusal = self.unaccepted();
+        for directory in &self.directories {
+            let Some(tenant) = directory.config.tenant_of(iss) else { continue };
+            match directory.source(tenant, now).await {
+                Ok(source) => {
+                    return Ok(Sender {
+                        source,
+                        algorithms: directory.algorithms(),
+                        leeway: directory.config.leeway.min(LEEWAY_MAX),
+                        rules: Rules::Entra(&directory.config, tenant.to_owned()),
+                    });
+                }
+                // Another entry may have this tenant; that one could not be asked says more than that one is not there.
+                Err(error) if !matches!(refusal, Error::Unavailable { .. }) => refusal = error,
+                Err(_) => {}
+            }
+        }
+        Err(refusal)
+    }
+
+    fn unaccepted(&self) -> Error {
+        let issuers = self.issuers.iter().map(|issuer| issuer.config.issuer.clone());
+        let all = issuers.chain(self.directories.iter().flat_map(entra::Directory::expected));
+        let expected = super::expected(&all.take(Trust::EXPECTED_MAX).collect::<Vec<_>>());
+        Error::invalid(format!("the token's `iss` is not an accepted issuer; expected {expected}"))
+    }
+}
+
+/// Whom a token says it is from, and what that means for the rest of it.
+struct Sender<'a> {
+    source: Arc<Source>,
+    algorithms: &'a [Algorithm],
+    leeway: Duration,
+    rules: Rules<'a>,
 }
 
 /// A token whose signature and claims are good, with what must be asked again each time it is used.
@@ -80,7 +146,7 @@ pub(super) struct Verified {
     leeway_s: i64,
     /// Hex SHA-256 of the certificate the token is bound to (RFC 8705 section 3.1).
     bound_to: Option<String>,
-    issuer: Arc<Trusted>,
+    source: Arc<Source>,
     generation: u64,
     /// How long the cache may keep it.
     lasts: Duration,
@@ -89,7 +155,7 @@ pub(super) struct Verified {
 impl Verified {
     /// The issuer still has every key it had when the signature was checked.
     pub(super) fn still_trusted(&self, now: Instant) -> bool {
-        self.issuer.source.keys(now).is_some_and(|keys| keys.generation == self.generation)
+        self.source.keys(now).is_some_and(|keys| keys.generation == self.generation)
     }
 
     /// What can change between two uses of a token: the time and the connection.
@@ -118,67 +184,49 @@ impl<K> moka::Expiry<K, Arc<Verified>> for UntilExpiry {
 }
 
 /// Verifies everything about a token that does not change.
-pub(super) async fn verify(
-    trusted: &[Arc<Trusted>],
-    token: &str,
-    request: &Request,
-    mtls: bool,
-) -> Result<Verified, Error> {
-    if trusted.is_empty() {
+pub(super) async fn verify(trust: &Trust, token: &str, request: &Request, mtls: bool) -> Result<Verified, Error> {
+    if trust.sources().next().is_none() {
         return Err(Error::invalid("bearer tokens are not accepted here"));
     }
     let parts = Parts::split(token)?;
     let header = Header::read(parts.header)?;
     let payload =
         object(parts.payload).ok_or_else(|| Error::invalid("the token's claims are not one strict JSON object"))?;
-    let issuer = match payload.get("iss") {
-        Some(Value::String(name)) => trusted.iter().find(|issuer| issuer.config.issuer == *name),
-        _ => None,
-    };
-    let issuer = issuer.ok_or_else(|| Error::invalid("the token's `iss` is not an accepted issuer"))?;
-    if !issuer.config.algorithms.contains(&header.algorithm) {
+    let sender = trust.find(payload.get("iss").and_then(Value::as_str), request.started).await?;
+    if !sender.algorithms.contains(&header.algorithm) {
         return Err(Error::invalid("the token's `alg` is not accepted for its issuer"));
     }
-    let keys = keys(&issuer.source, header.kid.as_deref(), request.started).await?;
-    check_signature(&keys, &header, &parts)?;
+    let keys = sender.source.keys_for(header.kid.as_deref(), request.started).await;
+    let keys = keys.ok_or_else(|| Error::Unavailable { issuer: sender.source.issuer().into() })?;
+    check_signature(&keys, &header, &parts, &sender.rules)?;
 
-    let claims::Accepted { claims, times, bound_to } = claims::accept(&payload, &issuer.config, mtls)?;
+    let claims::Accepted { claims, times, bound_to } = claims::accept(&payload, &sender.rules, mtls)?;
+    // What a token leaves out and names a place to ask for (`groups_unknown`) would be asked for here: the claims are
+    // the issuer's, there is no principal yet, and it happens once per token.
     let lasts = times.until_expiry(super::seconds(request.at));
     Ok(Verified {
         principal: Arc::new(Principal::verified(claims)),
         times,
-        leeway_s: i64::try_from(issuer.config.leeway.as_secs()).unwrap_or(0),
+        leeway_s: i64::try_from(sender.leeway.as_secs()).unwrap_or(0),
         bound_to,
         generation: keys.generation,
-        issuer: Arc::clone(issuer),
+        source: sender.source,
         lasts,
     })
 }
 
-/// The issuer's keys; fetched when there are none, or when the token names one that is not among them.
-async fn keys(source: &Arc<Source>, kid: Option<&str>, now: Instant) -> Result<Arc<KeySet>, Error> {
-    if let Some(keys) = source.keys(now)
-        && kid.is_none_or(|kid| keys.knows(kid))
-    {
-        return Ok(keys);
-    }
-    source.refetch(now).await;
-    source.keys(now).ok_or_else(|| Error::Unavailable { issuer: source.issuer().into() })
-}
-
-fn check_signature(keys: &KeySet, header: &Header, parts: &Parts<'_>) -> Result<(), Error> {
+fn check_signature(keys: &KeySet, header: &Header, parts: &Parts<'_>, rules: &Rules<'_>) -> Result<(), Error> {
     if let Some(kid) = &header.kid
         && !keys.knows(kid)
     {
         return Err(Error::invalid("the token's `kid` names none of the issuer's keys"));
     }
-    let mut candidates = keys.fitting(header.kid.as_deref(), header.algorithm).take(CANDIDATES_MAX).peekable();
+    let candidates = keys.fitting(header.kid.as_deref(), header.algorithm).filter(|key| rules.admit(key));
+    let mut candidates = candidates.take(CANDIDATES_MAX).peekable();
     if candidates.peek().is_none() {
         return Err(Error::invalid("the issuer has no key that fits the token's `alg` and `kid`"));
     }
-    let verifies = |key: &jsonwebtoken::DecodingKey| {
-        jsonwebtoken::crypto::verify(parts.signature, parts.signed.as_bytes(), key, header.algorithm).unwrap_or(false)
-    };
+    let verifies = |key: &Key| key.verifies(header.algorithm, parts.signed.as_bytes(), parts.signature);
     if candidates.any(verifies) { Ok(()) } else { Err(Error::invalid("the token's signature does not verify")) }
 }
 

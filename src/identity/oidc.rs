@@ -1,4 +1,4 @@
-//! Fetching an issuer's keys over HTTPS: OpenID discovery or a fixed URL, bounded in time and size, no redirects.
+//! Fetching an issuer's keys over HTTPS: discovery (OpenID's or Entra's) or a fixed URL, bounded in time and size.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -15,6 +15,7 @@ use url::Host;
 use url::Url;
 
 use super::StartError;
+use super::entra;
 use super::jwks::JWKS_BYTES_MAX;
 
 /// One HTTP exchange with an issuer, from connecting to the last byte.
@@ -30,7 +31,16 @@ pub(super) struct Origin {
 #[derive(Clone)]
 enum Place {
     Discovered(IssuerUrl),
+    Entra { metadata: Url, named: entra::Named },
     Fixed(Url),
+}
+
+/// What an issuer gave us.
+pub(super) struct Fetched {
+    /// The JWKS document as served.
+    pub(super) document: Vec<u8>,
+    /// The tenant that the metadata is about, where it says so.
+    pub(super) tenant: Option<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -48,17 +58,24 @@ pub(super) enum FetchError {
 }
 
 impl Origin {
-    /// The JWKS document as served.
-    pub(super) async fn fetch(&self) -> Result<Vec<u8>, FetchError> {
-        match &self.place {
-            Place::Fixed(url) => self.http.read(url.clone()).await,
+    pub(super) async fn fetch(&self) -> Result<Fetched, FetchError> {
+        let mut tenant = None;
+        let document = match &self.place {
+            Place::Fixed(url) => self.http.read(url.clone()).await?,
+            Place::Entra { metadata, named } => {
+                let document = self.http.read(metadata.clone()).await?;
+                let read = named.read(&document).map_err(|reason| FetchError::Discovery { reason: reason.into() })?;
+                tenant = read.tenant;
+                self.http.read(read.jwks_uri).await?
+            }
             Place::Discovered(issuer) => {
                 let recorder = Recorder { http: self.http.clone(), last: Mutex::default() };
                 // The crate compares the metadata's `issuer` with ours byte for byte (Discovery section 4.3).
                 CoreProviderMetadata::discover_async(issuer.clone(), &recorder).await.map_err(reason)?;
-                Ok(recorder.last.into_inner().unwrap_or_else(PoisonError::into_inner))
+                recorder.last.into_inner().unwrap_or_else(PoisonError::into_inner)
             }
-        }
+        };
+        Ok(Fetched { document, tenant })
     }
 }
 
@@ -94,6 +111,13 @@ impl Fetchers {
         }
         let http = self.client(issuer, place.url())?;
         Ok(Origin { place: Place::Discovered(place), http })
+    }
+
+    /// Entra's metadata at this URL, which must name `named`.
+    pub(super) fn entra(&mut self, issuer: &str, url: &str, named: entra::Named) -> Result<Origin, StartError> {
+        let malformed = |_| StartError::Issuer { issuer: issuer.into(), reason: format!("`{url}` is not a URL") };
+        let metadata = Url::parse(url).map_err(malformed)?;
+        Ok(Origin { http: self.client(issuer, &metadata)?, place: Place::Entra { metadata, named } })
     }
 
     pub(super) fn fixed(&mut self, issuer: &str, url: &str) -> Result<Origin, StartError> {

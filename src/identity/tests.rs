@@ -1,5 +1,7 @@
 //! `Identity::verify` from outside: real keys, real tokens, a small issuer on loopback.
 
+mod chaos;
+mod entra;
 mod issuer;
 mod keys;
 mod tokens;

@@ -71,20 +71,24 @@ enum Known<'a> {
 pub(super) struct Engine {
     authorizer: Authorizer,
     policies: PolicySet,
+    /// What holds for a caller whose groups are not known, where that differs.
+    groupless: Option<PolicySet>,
     reads_args: bool,
     /// Whole-context-unknown verdicts by [`Engine::key`].
     decisions: Cache<u128, Verdict>,
     slices: Cache<(u128, Action, Kind), Arc<Slice>>,
-    selections: Cache<Vec<usize>, Arc<PolicySet>>,
+    /// By whether they are taken from `groupless`, and which.
+    selections: Cache<(bool, Vec<usize>), Arc<PolicySet>>,
     /// Random per process: nobody outside can aim for a collision of two keys.
     seeds: [RandomState; 2],
 }
 
 impl Engine {
-    pub(super) fn new(policies: PolicySet, reads_args: bool) -> Engine {
+    pub(super) fn new(policies: PolicySet, groupless: Option<PolicySet>, reads_args: bool) -> Engine {
         Engine {
             authorizer: Authorizer::new(),
             policies,
+            groupless,
             reads_args,
             decisions: Cache::new(DECISIONS_MAX),
             slices: Cache::new(SLICES_MAX),
@@ -197,13 +201,15 @@ impl Engine {
         let entities = Entities::from_entities([entity.clone()], None).ok()?;
         let request = Request::builder().principal(entity.uid()).action(facts::action(action));
         let request = request.unknown_resource_with_type(facts::kind(kind).clone()).build();
-        let response = self.authorizer.is_authorized_partial(&request, &self.policies, &entities);
+        let groupless = self.groupless.as_ref().filter(|_| principal.groups_unknown);
+        let all = groupless.unwrap_or(&self.policies);
+        let response = self.authorizer.is_authorized_partial(&request, all, &entities);
         let mut matter: HashSet<PolicyId> = response.definitely_errored().cloned().collect();
         matter.extend(
             response.definitely_satisfied().chain(response.nontrivial_residuals()).map(|policy| policy.id().clone()),
         );
-        let policies = || self.policies.policies().enumerate().filter(|(_, policy)| matter.contains(policy.id()));
-        let selection: Vec<usize> = policies().map(|(index, _)| index).collect();
+        let policies = || all.policies().enumerate().filter(|(_, policy)| matter.contains(policy.id()));
+        let selection = (groupless.is_some(), policies().map(|(index, _)| index).collect::<Vec<usize>>());
         let policies = match self.selections.get(&selection) {
             Some(known) => known,
             None => {

@@ -91,6 +91,8 @@ pub(super) fn principal(principal: &Principal) -> Option<Entity> {
     let mut attributes = HashMap::from([
         ("subject".to_owned(), text(&principal.subject)),
         ("issuer".to_owned(), text(&principal.issuer)),
+        ("guest".to_owned(), RestrictedExpression::new_bool(principal.guest)),
+        ("groups_unknown".to_owned(), RestrictedExpression::new_bool(principal.groups_unknown)),
     ]);
     for (name, value) in [("tenant", &principal.tenant), ("client", &principal.client), ("actor", &principal.actor)] {
         if let Some(value) = value {

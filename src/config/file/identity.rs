@@ -18,6 +18,8 @@ pub(in crate::config) enum Identity {
     /// Client certificates that name a caller by themselves; the first rule that matches holds. Needs a listener with
     /// `client_auth`.
     Certificates(Vec<CertificateRule>),
+    /// Bearer tokens of Microsoft Entra ID (Azure AD), of version 1.0 and 2.0.
+    Entra(Entra),
     /// Bearer tokens (JWT) of one issuer.
     Oidc(Oidc),
 }
@@ -55,6 +57,45 @@ pub(in crate::config) struct CertificateRule {
     pub scopes: Option<Vec<String>>,
     /// The tenant the caller belongs to. Default: none.
     pub tenant: Option<String>,
+}
+
+/// One or several Entra tenants, each bound to its own keys. A caller is known by tenant and object id (`tid`, `oid`).
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct Entra {
+    /// The tenant: its id, or one of its verified domains. This or `tenants`.
+    pub tenant: Option<String>,
+    /// Several tenants; `organizations` for the accounts of every organisation, `any` for personal accounts, too.
+    pub tenants: Option<Strings>,
+    /// The application that the tokens are for: its client id, its App ID URI, or both. Of `api://CLIENT-ID`, each form
+    /// implies the other.
+    #[schemars(with = "Strings")]
+    pub audience: Option<Strings>,
+    /// Which cloud the tenants are in. Default: `public`.
+    pub cloud: Option<Cloud>,
+    /// An emulator in place of a cloud: an `https://` URL, or `http://` on this machine. Issuers begin with it.
+    pub authority: Option<String>,
+    /// Accounts of other organisations that were invited into a tenant. Default: `allow`.
+    pub guests: Option<Access>,
+    /// Applications that act for themselves; they have roles and no scopes. Default: `allow`.
+    pub applications: Option<Access>,
+    /// How far its clock may be off; at most `60s`. Default: `30s`.
+    pub leeway: Option<Span>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub(in crate::config) enum Cloud {
+    China,
+    Public,
+    UsGovernment,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+pub(in crate::config) enum Access {
+    Allow,
+    Deny,
 }
 
 /// One trusted issuer of tokens, bound to its own keys.

@@ -1,5 +1,7 @@
 //! `identity`, as meant: issuers, API keys, certificate rules, anonymous callers.
 
+mod entra;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use crate::config::book::Book;
 use crate::config::book::Key;
 use crate::config::file;
 use crate::config::file::Identity;
+use crate::config::scalar::Span;
 use crate::config::scalar::Strings;
 use crate::config::scalar::short;
 use crate::identity::CertificateMatch;
@@ -98,11 +101,22 @@ pub(super) fn identity(
                         .filter_map(|(index, rule)| certificate(book, &key.index(index), rule)),
                 );
             }
+            Identity::Entra(written) => {
+                let key = key.at("entra");
+                needs_public_url(book, root, public, "entra");
+                if let Some(entra) = entra::entra(book, &key, written) {
+                    if meant.entra.iter().any(|known| known.overlaps(&entra)) {
+                        book.error(
+                            &key,
+                            "a tenant of this is in another `entra`, too: give one entry several audiences",
+                        );
+                    }
+                    meant.entra.push(entra);
+                }
+            }
             Identity::Oidc(written) => {
                 let key = key.at("oidc");
-                if !public && !book.touched(&root.at("public_url")) {
-                    book.error(&root.at("public_url"), "is missing, and `oidc` needs it: clients find the login by it (RFC 9728); for example `public_url: https://mcp.example.com`");
-                }
+                needs_public_url(book, root, public, "oidc");
                 if let Some(issuer) = issuer(book, &key, written) {
                     if meant.issuers.iter().any(|known| known.issuer == issuer.issuer) {
                         book.error(
@@ -119,6 +133,13 @@ pub(super) fn identity(
         }
     }
     meant
+}
+
+fn needs_public_url(book: &mut Book<'_>, root: &Key, public: bool, way: &str) {
+    let key = root.at("public_url");
+    if !public && !book.touched(&key) {
+        book.error(&key, format!("is missing, and `{way}` needs it: clients find the login by it (RFC 9728); for example `public_url: https://mcp.example.com`"));
+    }
 }
 
 fn once(book: &mut Book<'_>, key: &Key, again: bool) {
@@ -175,15 +196,8 @@ fn certificate(book: &mut Book<'_>, key: &Key, rule: file::CertificateRule) -> O
 }
 
 fn issuer(book: &mut Book<'_>, key: &Key, written: file::Oidc) -> Option<Issuer> {
-    let audiences =
-        book.require(key, "audience", written.audience, "audience: https://mcp.example.com").map(|audience| audience.0);
-    if audiences.as_ref().is_some_and(|all| all.is_empty() || all.iter().any(String::is_empty)) {
-        book.error(&key.at("audience"), "is empty: without an audience, tokens for others would be accepted");
-    }
-    let leeway = written.leeway.map_or(LEEWAY, |span| span.0);
-    if leeway > LEEWAY_MAX {
-        book.error(&key.at("leeway"), format!("is more than {} s: expired tokens would live on", LEEWAY_MAX.as_secs()));
-    }
+    let audiences = audiences(book, key, written.audience, "audience: https://mcp.example.com");
+    let leeway = leeway(book, key, written.leeway);
     let keys = keys(book, key, written.jwks_url, written.jwks_file);
     let algorithms = written.algorithms.unwrap_or_else(|| ALGORITHMS.to_vec());
     if algorithms.is_empty() && !book.touched(&key.at("algorithms")) {
@@ -211,6 +225,22 @@ fn issuer(book: &mut Book<'_>, key: &Key, written: file::Oidc) -> Option<Issuer>
     })
 }
 
+fn audiences(book: &mut Book<'_>, key: &Key, written: Option<Strings>, example: &str) -> Option<Vec<String>> {
+    let audiences = book.require(key, "audience", written, example)?.0;
+    if audiences.is_empty() || audiences.iter().any(String::is_empty) {
+        book.error(&key.at("audience"), "is empty: without an audience, tokens for others would be accepted");
+    }
+    Some(audiences)
+}
+
+fn leeway(book: &mut Book<'_>, key: &Key, written: Option<Span>) -> Duration {
+    let leeway = written.map_or(LEEWAY, |span| span.0);
+    if leeway > LEEWAY_MAX {
+        book.error(&key.at("leeway"), format!("is more than {} s: expired tokens would live on", LEEWAY_MAX.as_secs()));
+    }
+    leeway
+}
+
 fn check_issuer(book: &mut Book<'_>, key: &Key, issuer: &str, discover: bool) {
     if issuer.is_empty() {
         book.error(key, "is empty");
@@ -220,6 +250,9 @@ fn check_issuer(book: &mut Book<'_>, key: &Key, issuer: &str, discover: bool) {
     }
     if discover {
         check_url(book, key, issuer, "where its keys are discovered");
+    }
+    if entra::is_issuer(issuer) {
+        book.warn(key, "is an issuer of Microsoft Entra ID: `entra: { tenant: …, audience: … }` knows its tokens better (ID tokens, both versions, object ids)");
     }
 }
 

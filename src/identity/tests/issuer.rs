@@ -14,26 +14,26 @@ use tokio::sync::Semaphore;
 
 use super::*;
 
-const MINUTE: Duration = Duration::from_secs(60);
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
 
 /// Serves what it is told to and counts how often it is asked.
 #[derive(Clone)]
-struct Idp {
-    url: String,
-    inner: Arc<Inner>,
+pub(super) struct Idp {
+    pub(super) url: String,
+    pub(super) inner: Arc<Inner>,
 }
 
 #[derive(Default)]
-struct Inner {
+pub(super) struct Inner {
     pages: Mutex<HashMap<String, (u16, String)>>,
     asked: AtomicUsize,
     /// While there is a gate, answers wait for its permits.
     gate: Mutex<Option<Arc<Semaphore>>>,
-    arrived: Notify,
+    pub(super) arrived: Notify,
 }
 
 impl Idp {
-    async fn start() -> Idp {
+    pub(super) async fn start() -> Idp {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let url = format!("http://{}", listener.local_addr().expect("address"));
         let idp = Idp { url, inner: Arc::default() };
@@ -46,29 +46,29 @@ impl Idp {
         idp
     }
 
-    fn serve(&self, path: &str, status: u16, body: impl Into<String>) {
+    pub(super) fn serve(&self, path: &str, status: u16, body: impl Into<String>) {
         self.inner.pages.lock().expect("lock").insert(path.into(), (status, body.into()));
     }
 
-    fn serve_keys(&self, keys: &[&Value]) {
+    pub(super) fn serve_keys(&self, keys: &[&Value]) {
         self.serve("/jwks", 200, jwks(keys));
     }
 
-    fn asked(&self) -> usize {
+    pub(super) fn asked(&self) -> usize {
         self.inner.asked.load(Ordering::SeqCst)
     }
 
-    fn close_gate(&self) -> Arc<Semaphore> {
+    pub(super) fn close_gate(&self) -> Arc<Semaphore> {
         let gate = Arc::new(Semaphore::new(0));
         *self.inner.gate.lock().expect("lock") = Some(Arc::clone(&gate));
         gate
     }
 
-    fn jwks_url(&self) -> Keys {
+    pub(super) fn jwks_url(&self) -> Keys {
         Keys::Url(format!("{}/jwks", self.url))
     }
 
-    fn trusted(&self) -> Identity {
+    pub(super) fn trusted(&self) -> Identity {
         with_issuers(vec![issuer(ISSUER, self.jwks_url())])
     }
 }
@@ -98,14 +98,16 @@ async fn answer(mut stream: TcpStream, inner: Arc<Inner>) {
 }
 
 /// The same request, sent so much later by the monotonic clock.
-fn later(mut request: Request, by: Duration) -> Request {
+pub(super) fn later(mut request: Request, by: Duration) -> Request {
     request.started += by;
     request
 }
 
 /// Waits for the fetch that is under way, if there is one.
-async fn settled(identity: &Identity, now: Instant) {
-    identity.issuers[0].source.refetch(now).await;
+pub(super) async fn settled(identity: &Identity) {
+    for source in identity.trust.sources() {
+        source.settled().await;
+    }
 }
 
 #[tokio::test]
@@ -205,7 +207,7 @@ async fn a_client_that_leaves_does_not_stop_the_fetch() {
         () = idp.inner.arrived.notified() => {}
     }
     gate.add_permits(1000);
-    settled(&identity, request.started).await;
+    settled(&identity).await;
     accepted(&identity, &request).await;
     assert_eq!(idp.asked(), 1);
 }
@@ -231,11 +233,11 @@ async fn an_outage_is_bridged_with_the_last_good_keys_for_a_day() {
         let asked = idp.asked();
         let after = MINUTE * (11 + 2 * asked as u32);
         accepted(&identity, &at(&format!("b{asked}"), after)).await;
-        settled(&identity, start + after).await;
+        settled(&identity).await;
         assert_eq!(idp.asked(), asked + 1, "old keys are asked for anew, redirects are not followed");
     }
     accepted(&identity, &at("c", MINUTE * 60 * 23)).await;
-    settled(&identity, start + MINUTE * 60 * 23).await;
+    settled(&identity).await;
     let too_long = MINUTE * 60 * 25;
     let unavailable = Error::Unavailable { issuer: ISSUER.into() };
     assert_eq!(identity.verify(&at("d", too_long)).await.unwrap_err(), unavailable);
@@ -254,11 +256,10 @@ async fn a_rotated_key_is_picked_up_and_the_old_one_is_dropped() {
     let request = bearing(&old.good());
     accepted(&identity, &request).await;
 
+    // Rotated right after the fetch, and used at once.
     idp.serve_keys(&[&old.jwk, &new.jwk]);
-    let soon = later(bearing(&new.good()), Duration::from_secs(10));
-    assert!(refused(&identity, &soon).await.contains("names none"), "within the cool-down");
-    let after = later(bearing(&new.good()), MINUTE + Duration::from_secs(1));
-    accepted(&identity, &after).await;
+    accepted(&identity, &later(bearing(&new.good()), Duration::from_secs(1))).await;
+    assert_eq!(idp.asked(), 2);
     let kept = accepted(&identity, &later(bearing(&old.good()), MINUTE)).await;
     assert!(Arc::ptr_eq(&kept, &accepted(&identity, &later(bearing(&old.good()), MINUTE)).await));
 
@@ -266,9 +267,49 @@ async fn a_rotated_key_is_picked_up_and_the_old_one_is_dropped() {
     idp.serve_keys(&[&new.jwk]);
     let stale = later(bearing(&new.good()), MINUTE * 15);
     accepted(&identity, &stale).await;
-    settled(&identity, stale.started).await;
+    settled(&identity).await;
     assert!(refused(&identity, &later(bearing(&old.good()), MINUTE * 15)).await.contains("names none"));
     accepted(&identity, &later(bearing(&new.good()), MINUTE * 15)).await;
+}
+
+#[tokio::test]
+async fn a_second_rotation_within_a_minute_is_picked_up_when_the_minute_is_over() {
+    let (old, new, newer) = (Signer::new("old"), Signer::new("new"), Signer::new("newer"));
+    let idp = Idp::start().await;
+    idp.serve_keys(&[&old.jwk]);
+    let identity = idp.trusted();
+    accepted(&identity, &bearing(&old.good())).await;
+    idp.serve_keys(&[&old.jwk, &new.jwk]);
+    accepted(&identity, &bearing(&new.good())).await;
+    idp.serve_keys(&[&old.jwk, &new.jwk, &newer.jwk]);
+    let soon = later(bearing(&newer.good()), Duration::from_secs(50));
+    assert!(refused(&identity, &soon).await.contains("names none"), "within the cool-down");
+    accepted(&identity, &later(bearing(&newer.good()), MINUTE + Duration::from_secs(1))).await;
+    assert_eq!(idp.asked(), 3);
+}
+
+#[tokio::test]
+async fn one_client_with_an_old_token_does_not_use_up_the_fetches() {
+    let (signer, new) = (Signer::new("one"), Signer::new("new"));
+    let stale = Signer::new("gone").good();
+    let idp = Idp::start().await;
+    idp.serve_keys(&[&signer.jwk]);
+    let identity = idp.trusted();
+    let begun = bearing(&signer.good());
+    accepted(&identity, &begun).await;
+    let at = |token: &str, after: Duration| {
+        let mut request = bearing(token);
+        request.started = begun.started + after;
+        request
+    };
+    // A token a second, for five minutes: fetches at 0, 60 and 180 seconds.
+    for second in 0..300 {
+        refused(&identity, &at(&stale, Duration::from_secs(second))).await;
+    }
+    assert_eq!(idp.asked(), 4);
+    // There is one left for somebody else.
+    idp.serve_keys(&[&signer.jwk, &new.jwk]);
+    accepted(&identity, &at(&new.good(), Duration::from_secs(300))).await;
 }
 
 #[tokio::test]

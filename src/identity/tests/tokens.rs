@@ -87,11 +87,33 @@ async fn the_kind_tells_users_from_services() {
 }
 
 #[tokio::test]
+async fn groups_that_are_left_out_are_unknown_and_not_none() {
+    for (changes, unknown) in [
+        (json!({}), false),
+        (json!({ "groups": ["g"] }), false),
+        (json!({ "hasgroups": false }), false),
+        (json!({ "_claim_names": { "roles": "src1" } }), false),
+        (json!({ "_claim_names": { "groups": "src1" }, "_claim_sources": { "src1": { "endpoint": "x" } } }), true),
+        (json!({ "_claim_names": { "groups": "src1" }, "groups": ["g"] }), true),
+        (json!({ "_claim_names": "groups" }), true),
+        (json!({ "hasgroups": true }), true),
+        (json!({ "hasgroups": "true" }), true),
+    ] {
+        assert_eq!(check_accepted(&changes).await.groups_unknown, unknown, "{changes}");
+    }
+    // Policy must not take one for the other: what it remembers is kept by authority.
+    let all = check_accepted(&json!({})).await;
+    let unknown = check_accepted(&json!({ "hasgroups": true })).await;
+    assert_eq!(all.key(), unknown.key());
+    assert_ne!(all.authority(), unknown.authority());
+}
+
+#[tokio::test]
 async fn an_audience_must_be_ours() {
     for ours in [json!(AUDIENCE), json!(["x", AUDIENCE]), json!("other")] {
         check_accepted(&json!({ "aud": ours })).await;
     }
-    let expected = "`aud` does not contain an accepted audience";
+    let expected = "`aud` does not contain an accepted audience; expected `other` or `https://gw.example/mcp`";
     let upper = AUDIENCE.to_uppercase();
     let slash = format!("{AUDIENCE}/");
     check_refused(vec![
@@ -202,9 +224,7 @@ async fn who_is_meant_must_be_clear() {
         claims(json!({ "groups": { "a": 1 } }), "`groups` is not at most 256"),
         claims(json!({ "scp": ["a b"] }), "`scp` is not at most 256"),
         claims(json!({ "scp": 1 }), "`scp` is not at most 256"),
-        claims(json!({ "_claim_names": { "groups": "src1" } }), "leaves out the groups"),
-        claims(json!({ "hasgroups": true }), "leaves out the groups"),
-        claims(json!({ "iss": null }), "`iss` is not an accepted issuer"),
+        claims(json!({ "iss": null }), "`iss` is not an accepted issuer; expected `https://a.example`"),
         claims(json!({ "iss": [ISSUER] }), "`iss` is not an accepted issuer"),
         claims(json!({ "iss": format!("{ISSUER}/") }), "`iss` is not an accepted issuer"),
         claims(json!({ "iss": "HTTPS://A.EXAMPLE" }), "`iss` is not an accepted issuer"),
