@@ -14,6 +14,7 @@ pub use effect::Mode;
 
 use crate::mcp::Binding;
 use crate::mcp::Message;
+use crate::mcp::Method;
 
 /// Which kind of thing a declaration is about; also the Cedar resource type.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -145,5 +146,18 @@ impl Call {
     /// The raw JSON of the tool's arguments, for policy conditions.
     pub fn arguments(&self) -> Option<&Bytes> {
         self.message().and_then(|message| message.params.arguments.as_ref())
+    }
+
+    /// It goes on with an earlier call, whose arguments were judged then and are not sent again.
+    pub fn is_follow_up(&self) -> bool {
+        self.message().and_then(|message| message.method).is_some_and(Method::is_of_task)
+    }
+
+    /// Carrying it out twice is like carrying it out once.
+    pub fn repeatable(&self) -> bool {
+        let method = self.message().and_then(|message| message.method);
+        self.decl.kind == Kind::Backend
+            || self.decl.retryable()
+            || matches!(method, Some(Method::TasksCancel | Method::TasksGet | Method::TasksResult))
     }
 }

@@ -20,7 +20,9 @@ mod open;
 mod prepare;
 mod rejection;
 mod seal;
+mod splice;
 mod stream;
+mod tasks;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;

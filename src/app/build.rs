@@ -63,7 +63,7 @@ pub(super) async fn house(config: &Config, old: Option<&House>) -> Result<Arc<Ho
         policy,
         public_url: config.public_url.clone(),
         routes: config.routes.clone(),
-        lists: Lists::new(),
+        lists: Lists::after(old.map(|old| &old.lists)),
         first_scopes: first_scopes(&config.policy.grants),
         sealer,
     }))

@@ -32,7 +32,6 @@ use super::Error;
 use super::breaker;
 use crate::catalog::Catalog;
 use crate::catalog::Effects;
-use crate::catalog::Kind;
 use crate::catalog::Operation;
 use crate::credentials;
 use crate::credentials::Credential;
@@ -213,7 +212,7 @@ impl<'a> Ask<'a> {
             session: call.session.as_ref().map(|session| session.upstream.as_str()),
             version: call.version.as_deref(),
             bindings: &call.decl.headers,
-            repeatable: call.decl.kind == Kind::Backend || call.decl.retryable(),
+            repeatable: call.repeatable(),
             owner: permit.owner(),
         }
     }

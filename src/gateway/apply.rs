@@ -21,6 +21,8 @@ use super::flow::Flow;
 use super::flow::Passing;
 use super::list::Listing;
 use super::stream;
+use super::tasks::Named;
+use super::tasks::Tasks;
 use crate::backend;
 use crate::backend::Answer;
 use crate::backend::Backend;
@@ -44,6 +46,7 @@ use crate::mcp::sse::Event;
 use crate::policy;
 use crate::policy::Permit;
 use crate::principal::Principal;
+use crate::route::Route;
 
 const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 
@@ -62,17 +65,23 @@ pub(super) struct Want {
     pub(super) stream: bool,
     /// Ends only when somebody ends it: GET streams and `subscriptions/listen`.
     pub(super) open_ended: bool,
+    pub(super) tasks: Tasks,
 }
 
 impl Want {
-    pub(super) fn of(permit: &Permit, lists: &Lists) -> Want {
+    pub(super) fn of(permit: &Permit, lists: &Lists, named: &Named) -> Want {
+        let nothing = Want {
+            id: None,
+            era: Era::Legacy,
+            list: None,
+            initialize: false,
+            stream: false,
+            open_ended: false,
+            tasks: Tasks::default(),
+        };
         match &permit.call().operation {
-            Operation::EndSession => {
-                Want { id: None, era: Era::Legacy, list: None, initialize: false, stream: false, open_ended: false }
-            }
-            Operation::Stream { .. } => {
-                Want { id: None, era: Era::Legacy, list: None, initialize: false, stream: true, open_ended: true }
-            }
+            Operation::EndSession => nothing,
+            Operation::Stream { .. } => Want { stream: true, open_ended: true, ..nothing },
             Operation::Post(message) => Want {
                 id: match &message.kind {
                     Kind::Request { id } => Some(id.clone()),
@@ -86,6 +95,7 @@ impl Want {
                 initialize: message.method == Some(Method::Initialize),
                 stream: false,
                 open_ended: message.method == Some(Method::SubscriptionsListen),
+                tasks: Tasks::of(permit.call(), named),
             },
         }
     }
@@ -109,6 +119,7 @@ pub(super) struct Desk {
     pub(super) reloads: watch::Receiver<u64>,
     pub(super) principal: Arc<Principal>,
     pub(super) context: policy::Context,
+    pub(super) route: Arc<Route>,
 }
 
 /// What goes to the client.
@@ -158,6 +169,7 @@ impl Desk {
             reloads: errand.reloads.clone(),
             principal: errand.principal.clone(),
             context,
+            route: errand.route.clone(),
         }
     }
 
@@ -226,7 +238,7 @@ impl Desk {
             (Some(listing), Some(id), None) => {
                 self.house.lists.filter(self, listing, &body, id).map_err(|what| self.breaks(what))?
             }
-            _ => (body, 0),
+            _ => self.with_tasks(body, want, error_code)?,
         };
         let session = match (session, error_code) {
             (Some(upstream), None) if want.initialize => {
@@ -245,7 +257,7 @@ impl Desk {
         sealed.map(Some).ok_or_else(|| self.breaks("the session id is malformed"))
     }
 
-    fn breaks(&self, what: &str) -> Rejection {
+    pub(super) fn breaks(&self, what: &str) -> Rejection {
         let backend = self.backend.name().clone();
         tracing::warn!(%backend, what, "the upstream's answer breaks the protocol");
         Rejection::BackendProtocol { backend }

@@ -18,6 +18,8 @@ use super::apply::Outgoing;
 use super::federation::Federation;
 use super::prepare;
 use super::prepare::Asked;
+use super::tasks;
+use super::tasks::Named;
 use crate::catalog::Action;
 use crate::catalog::Call;
 use crate::catalog::Operation;
@@ -152,9 +154,23 @@ impl Errand {
     pub(super) async fn run_within(
         &self,
         member: &Member,
+        mut asked: Asked,
+        session: Option<Session>,
+        slot: Option<Arc<Slot>>,
+        open: &mut Open,
+    ) -> Result<Outgoing, Rejection> {
+        let named = tasks::open(self, member, &mut asked)?; // ids in the upstream's words
+        let outcome = self.carry(member, asked, session, slot, &named, open).await;
+        outcome.map_err(|rejection| named.in_words_of_client(rejection))
+    }
+
+    async fn carry(
+        &self,
+        member: &Member,
         asked: Asked,
         session: Option<Session>,
         slot: Option<Arc<Slot>>,
+        named: &Named,
         open: &mut Open,
     ) -> Result<Outgoing, Rejection> {
         let (house, request) = (&self.house, &*self.request);
@@ -172,13 +188,14 @@ impl Errand {
             Err(denial) => return Err(judged.refuse(denial, house, member, open, request).await),
         };
         judged.after(house, &self.principal, member)?;
+        named.judge(self, member, &judged.context).await?;
         open.allowed_by(&permit);
         let slot = match slot {
             Some(slot) => slot,
             None => Arc::new(house.limits.acquire_for(&self.principal, &permit)?),
         };
         let credential = credentials::obtain(&member.credential, &permit);
-        let mut want = apply::Want::of(&permit, &house.lists);
+        let mut want = apply::Want::of(&permit, &house.lists, named);
         let answer = match want.known(&house.lists) {
             Some(answer) => answer, // public, and asked for a moment ago
             None => open.timed(member.backend.call(permit, credential, request.deadline)).await?,

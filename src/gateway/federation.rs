@@ -11,7 +11,6 @@ mod listen;
 mod lists;
 mod rewrite;
 mod source;
-mod splice;
 
 use std::sync::Arc;
 
@@ -23,6 +22,7 @@ use super::apply::Outgoing;
 use super::errand::Errand;
 use super::flow::Passing;
 use super::prepare::Asked;
+use super::tasks;
 use crate::limits::Slot;
 use crate::mcp::FaultKind;
 use crate::mcp::Message;
@@ -61,6 +61,9 @@ impl Federation {
             Method::CompletionComplete | Method::PromptsGet | Method::ResourcesRead | Method::ToolsCall => {
                 self.one(method, message, mirrors, open).await
             }
+            Method::TasksCancel | Method::TasksGet | Method::TasksUpdate => {
+                self.of_task(method, message, mirrors, open).await
+            }
             Method::ServerDiscover => self.discover(message, &id, open).await,
             Method::SubscriptionsListen => self.listen(message, &id, open).await,
             other => Err(Rejection::Message { kind: FaultKind::MethodNotFound { method: other.as_str().to_owned() } }),
@@ -83,6 +86,23 @@ impl Federation {
         let member = self.errand.member(&backend, open)?;
         let answer = self.errand.run(member, Asked::modern(message, mirrors), None, open).await;
         let answer = answer.map_err(|rejection| aim::in_words_of(&wanted, rejection))?;
+        Ok(self.rewritten(method, share, answer))
+    }
+
+    /// What is about a task goes to the backend that the task's id says.
+    async fn of_task(
+        &self,
+        method: Method,
+        message: Message,
+        mirrors: bool,
+        open: &mut Open,
+    ) -> Result<Outgoing, Rejection> {
+        let backend = tasks::backend(&self.errand, &message)?;
+        let unknown = || Rejection::UnknownTask { id: message.params.task_id.clone().unwrap_or_default() };
+        let share = self.names.shares().position(|share| *share.backend == *backend).ok_or_else(unknown)?;
+        let backend = self.backend(share)?;
+        let member = self.errand.member(&backend, open)?;
+        let answer = self.errand.run(member, Asked::modern(message, mirrors), None, open).await?;
         Ok(self.rewritten(method, share, answer))
     }
 

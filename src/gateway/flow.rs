@@ -9,6 +9,7 @@ use std::time::Duration;
 use std::time::Instant;
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
 use futures_util::stream::BoxStream;
@@ -146,26 +147,26 @@ impl Flow {
     }
 
     fn step(&self, mut event: Event) -> Step {
-        let Some(data) = event.data.as_ref().filter(|data| !data.is_empty()) else {
+        let Some(data) = event.data.clone().filter(|data| !data.is_empty()) else {
             // Priming events carry an id and no message.
             return Step::Pass(event);
         };
-        match Incoming::read(data) {
+        match Incoming::read(&data) {
             Err(what) => {
                 tracing::warn!(backend = %self.desk.backend.name(), what, "an event was dropped");
                 Step::Drop
             }
             // A server may announce more than the caller may read.
             Ok(Incoming::Notification { method }) if method == "notifications/resources/updated" => {
-                if self.desk.may_read(data) { Step::Pass(event) } else { Step::Drop }
+                if self.desk.may_read(&data) { Step::Pass(event) } else { Step::Drop }
             }
             Ok(Incoming::Notification { method }) => {
                 self.desk.house.lists.announced(self.desk.backend.name(), &method);
-                Step::Pass(event)
+                self.told(event, &data, &method)
             }
             // SPEC: 2026-07-28 streamable-http: no requests on response streams.
             Ok(Incoming::Request { .. }) if self.want.era == Era::Modern => Step::Drop,
-            Ok(Incoming::Request { .. }) => Step::Pass(event),
+            Ok(Incoming::Request { method }) => self.told(event, &data, &method),
             Ok(Incoming::Response { id, error_code }) => {
                 if self.want.stream {
                     return self.replayed(event, id.as_ref());
@@ -176,21 +177,29 @@ impl Flow {
                 if !got.same(wanted) {
                     return Step::Drop;
                 }
-                let mut hidden = 0;
-                if let (Some(listing), None) = (&self.want.list, error_code) {
-                    match self.desk.filter(listing, data, wanted) {
-                        Some((body, some)) => {
-                            hidden = some;
-                            event.data = Some(body);
-                        }
-                        None => {
-                            let backend = self.desk.backend.name().clone();
-                            return Step::Last(Passing::Fail(Rejection::BackendProtocol { backend }));
-                        }
+                let filtered = match (&self.want.list, error_code) {
+                    (Some(listing), None) => self.desk.filter(listing, &data, wanted).ok_or_else(|| {
+                        let backend = self.desk.backend.name().clone();
+                        Rejection::BackendProtocol { backend }
+                    }),
+                    _ => self.desk.with_tasks(data, &self.want, error_code),
+                };
+                match filtered {
+                    Ok((body, hidden)) => {
+                        event.data = Some(body);
+                        Step::Last(Passing::Answer { event, error_code, hidden })
                     }
+                    Err(rejection) => Step::Last(Passing::Fail(rejection)),
                 }
-                Step::Last(Passing::Answer { event, error_code, hidden })
             }
+        }
+    }
+
+    /// What the server says on its own; it may be about a task.
+    fn told(&self, event: Event, data: &Bytes, method: &str) -> Step {
+        match self.desk.told(data, method, &self.want) {
+            Some(data) => Step::Pass(Event { data: Some(data), ..event }),
+            None => Step::Drop,
         }
     }
 
@@ -200,7 +209,13 @@ impl Flow {
             return Step::Drop;
         };
         match (list::kinds_of(data).as_deref(), id) {
-            (Some([]), _) => Step::Pass(event),
+            (Some([]), _) => match self.desk.with_tasks(data.clone(), &self.want, None) {
+                Ok((body, _)) => {
+                    event.data = Some(body);
+                    Step::Pass(event)
+                }
+                Err(_) => Step::Drop,
+            },
             (Some([kind]), Some(id)) => match self.desk.filter(&Listing::passing(*kind), data, id) {
                 Some((body, _)) => {
                     event.data = Some(body);

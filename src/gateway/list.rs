@@ -13,6 +13,7 @@ use moka::sync::Cache;
 
 use super::apply::Desk;
 use super::federation::Parts;
+use super::tasks::Remembered;
 use crate::catalog::Decl;
 use crate::catalog::Effect;
 use crate::catalog::Kind;
@@ -85,6 +86,8 @@ pub struct Lists {
     changes: Mutex<HashMap<(Arc<str>, ListKind), u64>>,
     /// What merged answers are made of.
     pub(super) parts: Parts,
+    /// Which tools the tasks of legacy servers are of.
+    pub(super) tasks: Remembered,
 }
 
 impl Default for Lists {
@@ -103,7 +106,14 @@ impl Lists {
             kept: Cache::builder().max_capacity(KEPT_BYTES_MAX).weigher(weight).time_to_live(KEPT_MAX).build(),
             changes: Mutex::default(),
             parts: Parts::default(),
+            tasks: Remembered::default(),
         }
+    }
+
+    /// Those of a new configuration: nothing that an old policy said, but the facts.
+    pub fn after(before: Option<&Lists>) -> Lists {
+        let tasks = before.map(|before| before.tasks.clone()).unwrap_or_default();
+        Lists { tasks, ..Lists::new() }
     }
 
     /// What a message that asks for a list asks for. Only the modern era says who may see an answer, and for how long.

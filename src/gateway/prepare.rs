@@ -136,6 +136,13 @@ impl Asked {
         }
     }
 
+    pub(super) fn message_mut(&mut self) -> Option<&mut Message> {
+        match &mut self.operation {
+            Operation::Post(message) => Some(message),
+            Operation::EndSession | Operation::Stream { .. } => None,
+        }
+    }
+
     pub(super) fn is_initialize(&self) -> bool {
         self.message().is_some_and(|message| message.method == Some(Method::Initialize))
     }
@@ -193,6 +200,8 @@ async fn declared(message: &Message, member: &Member, request: &Request) -> Resu
     let uri = message.params.uri.as_deref().unwrap_or_default();
     Ok(match message.method {
         Some(Method::ToolsCall) => (Action::Call, tool(name, member, request).await?),
+        // What may be known of a task, and done to it, is what may be done with its tool.
+        Some(method) if method.is_of_task() => (Action::Call, tool(name, member, request).await?),
         Some(Method::PromptsGet) => (Action::Get, plain(Kind::Prompt, name)),
         Some(Method::ResourcesRead | Method::ResourcesSubscribe | Method::ResourcesUnsubscribe) => {
             (Action::Read, plain(Kind::Resource, uri))
@@ -208,7 +217,7 @@ async fn declared(message: &Message, member: &Member, request: &Request) -> Resu
 
 /// A name that is in no catalog, also after asking again, is a tool of the highest effect that nobody declared: policy
 /// judges it like any hidden tool, and only then it is called unknown.
-async fn tool(name: &str, member: &Member, request: &Request) -> Result<Arc<Decl>, Rejection> {
+pub(super) async fn tool(name: &str, member: &Member, request: &Request) -> Result<Arc<Decl>, Rejection> {
     if let Some(decl) = member.backend.catalog().tools.get(name) {
         return Ok(decl.clone());
     }

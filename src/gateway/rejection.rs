@@ -63,12 +63,14 @@ pub enum Rejection {
     Identity { problem: identity::Error },
     // message
     Message { kind: FaultKind },
+    MissingExtension { id: &'static str },
     SessionUnknown,
     // policy
     ArgumentsDenied { tool: String },
     InsufficientScope { scopes: Vec<String> },
     UnknownPrompt { name: String },
     UnknownResource { uri: String },
+    UnknownTask { id: String },
     UnknownTool { name: String },
     // limits
     RateLimited { limit: &'static str, retry_after: Duration },
@@ -130,6 +132,13 @@ impl Rejection {
                 }
             },
             Rejection::Message { kind } => message_facts(kind, era),
+            // A legacy client cannot be told of an extension.
+            Rejection::MissingExtension { .. } if era == Some(Era::Legacy) => {
+                facts(200, error::INVALID_PARAMS, "missing_extension", Downstream, false)
+            }
+            Rejection::MissingExtension { .. } => {
+                facts(400, error::MISSING_CLIENT_CAPABILITY, "missing_extension", Downstream, false)
+            }
             Rejection::SessionUnknown => facts(404, error::REFUSED, "session_unknown", Downstream, false),
             Rejection::ArgumentsDenied { .. } => facts(200, error::REFUSED, "arguments_denied", Downstream, false),
             Rejection::InsufficientScope { .. } => facts(403, error::REFUSED, "insufficient_scope", Downstream, false),
@@ -141,6 +150,7 @@ impl Rejection {
             Rejection::UnknownResource { .. } => {
                 facts(200, error::INVALID_PARAMS, "unknown_resource", Downstream, false)
             }
+            Rejection::UnknownTask { .. } => facts(200, error::INVALID_PARAMS, "unknown_task", Downstream, false),
             Rejection::UnknownTool { .. } => facts(200, error::INVALID_PARAMS, "unknown_tool", Downstream, false),
             Rejection::RateLimited { .. } => facts(429, error::LIMITED, "rate_limited", Downstream, true),
             Rejection::TooManyConcurrent { .. } => facts(429, error::LIMITED, "too_many_concurrent", Downstream, true),
@@ -181,6 +191,9 @@ impl Rejection {
                 }
             },
             Rejection::Message { kind } => message_words(kind),
+            Rejection::MissingExtension { id } => {
+                format!("this needs the extension {id}, which the request's client capabilities do not declare")
+            }
             Rejection::SessionUnknown => "unknown or ended session; initialize again".into(),
             Rejection::ArgumentsDenied { tool } => format!("tool {tool} is not allowed with these arguments"),
             Rejection::InsufficientScope { .. } => {
@@ -188,6 +201,7 @@ impl Rejection {
             }
             Rejection::UnknownPrompt { name } => format!("Unknown prompt: {name}"),
             Rejection::UnknownResource { uri } => format!("Resource not found: {uri}"),
+            Rejection::UnknownTask { id } => format!("Unknown task: {id}"),
             Rejection::UnknownTool { name } => format!("Unknown tool: {name}"),
             Rejection::RateLimited { limit, retry_after } => {
                 format!("the {limit} rate limit is reached; retry in {} s", seconds(*retry_after))
@@ -216,6 +230,9 @@ impl Rejection {
             Rejection::Message { kind: FaultKind::UnsupportedVersion { requested } } => {
                 // The legacy revisions are negotiated by `initialize`, not named here.
                 Some(serde_json::json!({ "supported": mcp::MODERN_VERSIONS, "requested": requested }))
+            }
+            Rejection::MissingExtension { id } if era != Some(Era::Legacy) => {
+                Some(serde_json::json!({ "requiredCapabilities": { "extensions": { *id: {} } } }))
             }
             Rejection::RateLimited { limit, retry_after } => Some(
                 serde_json::json!({ "reason": "rate_limited", "limit": limit, "retryAfterSeconds": seconds(*retry_after) }),
@@ -266,11 +283,13 @@ impl Rejection {
             Rejection::Message { kind: FaultKind::InvalidParams { what: "…".into() } },
             Rejection::Message { kind: FaultKind::HeaderMismatch { what: "…".into() } },
             Rejection::Message { kind: FaultKind::UnsupportedVersion { requested: "v".into() } },
+            Rejection::MissingExtension { id: mcp::meta::TASKS },
             Rejection::SessionUnknown,
             Rejection::ArgumentsDenied { tool: text() },
             Rejection::InsufficientScope { scopes: vec![text()] },
             Rejection::UnknownPrompt { name: text() },
             Rejection::UnknownResource { uri: text() },
+            Rejection::UnknownTask { id: text() },
             Rejection::UnknownTool { name: text() },
             Rejection::RateLimited { limit: "tool", retry_after: Duration::from_secs(1) },
             Rejection::TooManyConcurrent { limit: "principal" },

@@ -15,6 +15,7 @@ use base64::engine::GeneralPurposeConfig;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::aead;
 use ring::hkdf;
+use ring::hmac;
 use ring::rand::SecureRandom;
 use ring::rand::SystemRandom;
 
@@ -58,6 +59,8 @@ pub enum Purpose {
     Cursor,
     /// State that a client carries between two requests (`requestState`).
     State,
+    /// A task at an upstream.
+    Task,
 }
 
 impl Purpose {
@@ -68,6 +71,7 @@ impl Purpose {
             Purpose::Door => b"wardgate door",
             Purpose::Cursor => b"wardgate cursor",
             Purpose::State => b"wardgate request-state",
+            Purpose::Task => b"wardgate task",
         }
     }
 }
@@ -112,6 +116,18 @@ impl Key {
         let mut id = [0u8; KEY_ID_BYTES];
         derive(bytes, &[], b"wardgate key id", &mut id)?;
         Some(Key { id, bytes: bytes.into() })
+    }
+
+    /// A salt that is as good as random, and the same for the same text.
+    fn salt_of(&self, purpose: Purpose, plain: &[u8], associated: &[u8]) -> Option<[u8; SALT_BYTES]> {
+        let mut derived = [0u8; 32];
+        derive(&self.bytes, &[], b"wardgate salt", &mut derived)?;
+        let mut digest = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, &derived));
+        for part in [purpose.label(), associated, plain] {
+            digest.update(&(part.len() as u64).to_le_bytes());
+            digest.update(part);
+        }
+        digest.sign().as_ref().get(..SALT_BYTES)?.try_into().ok()
     }
 
     /// The cipher and nonce of one text.
@@ -170,9 +186,19 @@ impl Sealer {
     /// Text that opens only for this purpose and with the same `associated` bytes, under one of our keys. `None` when it
     /// would be too long, or the system has no randomness.
     pub fn seal_bytes(&self, purpose: Purpose, plain: &[u8], associated: &[u8]) -> Option<String> {
-        let key = self.keys.first()?;
         let mut salt = [0u8; SALT_BYTES];
         self.random.fill(&mut salt).ok()?;
+        self.seal_salted(purpose, plain, associated, salt)
+    }
+
+    /// The same, but the same text each time, whichever replica seals it: a name that a client may compare.
+    pub fn seal_name(&self, purpose: Purpose, plain: &[u8], associated: &[u8]) -> Option<String> {
+        let salt = self.keys.first()?.salt_of(purpose, plain, associated)?;
+        self.seal_salted(purpose, plain, associated, salt)
+    }
+
+    fn seal_salted(&self, purpose: Purpose, plain: &[u8], associated: &[u8], salt: [u8; SALT_BYTES]) -> Option<String> {
+        let key = self.keys.first()?;
         let (cipher, nonce) = key.cipher(purpose, &salt)?;
         let mut text = plain.to_vec();
         cipher.seal_in_place_append_tag(nonce, aead::Aad::from(associated), &mut text).ok()?;
@@ -248,13 +274,29 @@ mod tests {
     #[test]
     fn a_text_of_one_purpose_opens_for_no_other() {
         let sealer = sealer(&[FIRST]);
-        let all = [Purpose::Session, Purpose::Cursor, Purpose::State];
+        let all = [Purpose::Session, Purpose::Cursor, Purpose::State, Purpose::Task];
         for purpose in all {
             let sealed = sealer.seal_bytes(purpose, b"x", b"").expect("sealed");
             for tried in all {
                 assert_eq!(sealer.open_bytes(tried, &sealed, b"").is_some(), tried == purpose, "{purpose:?} {tried:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_sealed_name_is_the_same_wherever_it_is_sealed_and_differs_in_all_that_it_is_bound_to() {
+        let (one, other) = (sealer(&[FIRST]), sealer(&[FIRST, SECOND]));
+        let name = |sealer: &Sealer, plain: &[u8], associated: &[u8]| {
+            sealer.seal_name(Purpose::Task, plain, associated).expect("sealed")
+        };
+        let sealed = name(&one, b"task", b"alice");
+        assert_eq!(sealed, name(&other, b"task", b"alice"));
+        assert_eq!(other.open_bytes(Purpose::Task, &sealed, b"alice").as_deref(), Some(&b"task"[..]));
+        assert_eq!(other.open_bytes(Purpose::Task, &sealed, b"bob"), None);
+        assert_eq!(other.open_bytes(Purpose::State, &sealed, b"alice"), None);
+        let salt = |sealed: &str| URL_SAFE_NO_PAD.decode(sealed).expect("base64")[9..9 + SALT_BYTES].to_vec();
+        let others = [name(&one, b"tasl", b"alice"), name(&one, b"task", b"alicf"), name(&one, b"taska", b"lice")];
+        assert!(others.iter().all(|other| salt(other) != salt(&sealed)), "a key and nonce each");
     }
 
     #[test]

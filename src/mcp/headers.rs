@@ -86,6 +86,8 @@ fn named(message: &Message) -> Option<&str> {
     match message.method {
         Some(Method::ToolsCall | Method::PromptsGet) => message.params.name.as_deref(),
         Some(Method::ResourcesRead) => message.params.uri.as_deref(),
+        // SPEC: SEP-2663 §Streamable HTTP: Routing Headers.
+        Some(Method::TasksCancel | Method::TasksGet | Method::TasksUpdate) => message.params.task_id.as_deref(),
         _ => None,
     }
 }

@@ -37,6 +37,7 @@ pub enum Method {
     NotificationsInitialized,
     NotificationsProgress,
     NotificationsRootsListChanged,
+    NotificationsTasksStatus,
     Ping,
     PromptsGet,
     PromptsList,
@@ -47,12 +48,17 @@ pub enum Method {
     ResourcesUnsubscribe,
     ServerDiscover,
     SubscriptionsListen,
+    TasksCancel,
+    TasksGet,
+    TasksList,
+    TasksResult,
+    TasksUpdate,
     ToolsCall,
     ToolsList,
 }
 
 impl Method {
-    pub const ALL: [Method; 20] = [
+    pub const ALL: [Method; 26] = [
         Method::CompletionComplete,
         Method::Initialize,
         Method::LoggingSetLevel,
@@ -61,6 +67,7 @@ impl Method {
         Method::NotificationsInitialized,
         Method::NotificationsProgress,
         Method::NotificationsRootsListChanged,
+        Method::NotificationsTasksStatus,
         Method::Ping,
         Method::PromptsGet,
         Method::PromptsList,
@@ -71,6 +78,11 @@ impl Method {
         Method::ResourcesUnsubscribe,
         Method::ServerDiscover,
         Method::SubscriptionsListen,
+        Method::TasksCancel,
+        Method::TasksGet,
+        Method::TasksList,
+        Method::TasksResult,
+        Method::TasksUpdate,
         Method::ToolsCall,
         Method::ToolsList,
     ];
@@ -85,6 +97,7 @@ impl Method {
             Method::NotificationsInitialized => "notifications/initialized",
             Method::NotificationsProgress => "notifications/progress",
             Method::NotificationsRootsListChanged => "notifications/roots/list_changed",
+            Method::NotificationsTasksStatus => "notifications/tasks/status",
             Method::Ping => "ping",
             Method::PromptsGet => "prompts/get",
             Method::PromptsList => "prompts/list",
@@ -95,6 +108,11 @@ impl Method {
             Method::ResourcesUnsubscribe => "resources/unsubscribe",
             Method::ServerDiscover => "server/discover",
             Method::SubscriptionsListen => "subscriptions/listen",
+            Method::TasksCancel => "tasks/cancel",
+            Method::TasksGet => "tasks/get",
+            Method::TasksList => "tasks/list",
+            Method::TasksResult => "tasks/result",
+            Method::TasksUpdate => "tasks/update",
             Method::ToolsCall => "tools/call",
             Method::ToolsList => "tools/list",
         }
@@ -113,9 +131,11 @@ impl Method {
             | Method::ResourcesList
             | Method::ResourcesRead
             | Method::ResourcesTemplatesList
+            | Method::TasksCancel
+            | Method::TasksGet
             | Method::ToolsCall
             | Method::ToolsList => true,
-            Method::ServerDiscover | Method::SubscriptionsListen => era == Era::Modern,
+            Method::ServerDiscover | Method::SubscriptionsListen | Method::TasksUpdate => era == Era::Modern,
             Method::Initialize
             | Method::LoggingSetLevel
             | Method::NotificationsCancelled
@@ -123,14 +143,22 @@ impl Method {
             | Method::NotificationsInitialized
             | Method::NotificationsProgress
             | Method::NotificationsRootsListChanged
+            | Method::NotificationsTasksStatus
             | Method::Ping
             | Method::ResourcesSubscribe
-            | Method::ResourcesUnsubscribe => era == Era::Legacy,
+            | Method::ResourcesUnsubscribe
+            | Method::TasksList
+            | Method::TasksResult => era == Era::Legacy,
         }
     }
 
     pub fn is_notification(self) -> bool {
         self.as_str().starts_with("notifications/")
+    }
+
+    /// Is it about one task, named by `params.taskId`?
+    pub fn is_of_task(self) -> bool {
+        matches!(self, Method::TasksCancel | Method::TasksGet | Method::TasksResult | Method::TasksUpdate)
     }
 }
 
@@ -139,6 +167,7 @@ impl Method {
 pub struct Params {
     /// The whole `params` object as the client wrote it.
     pub raw: Option<Bytes>,
+    /// Of a message about a task, once its id is opened: the tool that the task is a call of.
     pub name: Option<String>,
     pub uri: Option<String>,
     pub arguments: Option<Bytes>,
@@ -159,6 +188,14 @@ pub struct Params {
     pub input_responses: Option<Bytes>,
     /// JSON text of `requestState`, as an earlier `input_required` gave it.
     pub request_state: Option<Bytes>,
+    /// `tasks/*`: `taskId`.
+    pub task_id: Option<String>,
+    /// `subscriptions/listen`: `notifications.taskIds`.
+    pub task_ids: Vec<String>,
+    /// The client may be answered by a task (2026-07-28): it declares the extension with this request.
+    pub tasks: bool,
+    /// The client wants to be answered by a task (2025-11-25): `task` is there.
+    pub augmented: bool,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -408,6 +445,10 @@ struct ParamsWire<'a> {
     input_responses: Option<&'a RawValue>,
     #[serde(borrow)]
     request_state: Option<&'a RawValue>,
+    #[serde(borrow)]
+    task_id: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    task: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -431,10 +472,35 @@ struct MetaWire<'a> {
 }
 
 #[derive(Deserialize)]
+struct CapabilitiesWire<'a> {
+    #[serde(borrow)]
+    extensions: Option<ExtensionsWire<'a>>,
+}
+
+#[derive(Deserialize)]
+struct ExtensionsWire<'a> {
+    #[serde(borrow, rename = "io.modelcontextprotocol/tasks")]
+    tasks: Option<&'a RawValue>,
+}
+
+impl MetaWire<'_> {
+    /// Does the client declare that it can be answered by a task?
+    fn tasks(&self) -> bool {
+        let declared = |raw: &RawValue| {
+            let extensions = serde_json::from_str::<CapabilitiesWire<'_>>(raw.get()).ok()?.extensions?;
+            extensions.tasks.map(|settings| settings.get().starts_with('{'))
+        };
+        self.capabilities.and_then(declared).unwrap_or_default()
+    }
+}
+
+#[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct NotificationsWire<'a> {
     #[serde(borrow, default)]
     resource_subscriptions: Vec<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    task_ids: Vec<Cow<'a, str>>,
 }
 
 /// The members that are judged, and the objects below `params` that hold such. (The envelope knows no others at all.)
@@ -452,11 +518,13 @@ static JUDGED_IN_PARAMS: Judged = Judged {
         "requestId",
         "inputResponses",
         "requestState",
+        "taskId",
+        "task",
     ],
     below: &[("ref", &JUDGED_IN_REF), ("notifications", &JUDGED_IN_NOTIFICATIONS), ("_meta", &JUDGED_IN_META)],
 };
 static JUDGED_IN_REF: Judged = Judged { members: &["type", "name", "uri"], below: &[] };
-static JUDGED_IN_NOTIFICATIONS: Judged = Judged { members: &["resourceSubscriptions"], below: &[] };
+static JUDGED_IN_NOTIFICATIONS: Judged = Judged { members: &["resourceSubscriptions", "taskIds"], below: &[] };
 static JUDGED_IN_META: Judged = Judged {
     members: &[
         "progressToken",
@@ -464,8 +532,11 @@ static JUDGED_IN_META: Judged = Judged {
         "io.modelcontextprotocol/clientCapabilities",
         "io.modelcontextprotocol/logLevel",
     ],
-    below: &[],
+    below: &[("io.modelcontextprotocol/clientCapabilities", &JUDGED_IN_CAPABILITIES)],
 };
+static JUDGED_IN_CAPABILITIES: Judged =
+    Judged { members: &["extensions"], below: &[("extensions", &JUDGED_IN_EXTENSIONS)] };
+static JUDGED_IN_EXTENSIONS: Judged = Judged { members: &[super::meta::TASKS], below: &[] };
 
 impl Params {
     fn read(raw: Option<&RawValue>, spelling: Spelling, body: &Bytes) -> Result<Params, FaultKind> {
@@ -502,15 +573,23 @@ impl Params {
                 .as_ref()
                 .is_some_and(|meta| meta.capabilities.is_some_and(|raw| raw.get().starts_with('{'))),
             progress_token: meta.as_ref().and_then(|meta| meta.progress_token).map(slice),
-            subscriptions: wire
-                .notifications
-                .map(|n| n.resource_subscriptions.into_iter().map(Cow::into_owned).collect())
-                .unwrap_or_default(),
+            subscriptions: owned(&wire.notifications, |wanted| &wanted.resource_subscriptions),
+            task_ids: owned(&wire.notifications, |wanted| &wanted.task_ids),
+            task_id: wire.task_id.map(Cow::into_owned),
+            tasks: meta.as_ref().is_some_and(MetaWire::tasks),
+            augmented: wire.task.is_some(),
             input_responses: wire.input_responses.map(slice),
             request_state: wire.request_state.map(slice),
             raw: Some(slice(raw)),
         })
     }
+}
+
+fn owned<'w, 'a: 'w>(
+    wanted: &'w Option<NotificationsWire<'a>>,
+    of: impl Fn(&'w NotificationsWire<'a>) -> &'w Vec<Cow<'a, str>>,
+) -> Vec<String> {
+    wanted.as_ref().map(|wanted| of(wanted).iter().map(|text| text.clone().into_owned()).collect()).unwrap_or_default()
 }
 
 impl Message {
@@ -577,6 +656,12 @@ impl Message {
                 missing("uri")
             }
             Some(Method::CompletionComplete) if self.params.reference.is_none() => missing("ref"),
+            Some(method) if method.is_of_task() && self.params.task_id.is_none() => missing("taskId"),
+            Some(Method::TasksUpdate)
+                if !self.params.input_responses.as_ref().is_some_and(|answers| answers.starts_with(b"{")) =>
+            {
+                Err(FaultKind::InvalidParams { what: "params.inputResponses must be an object".into() })
+            }
             Some(Method::ToolsCall) if self.params.arguments.as_ref().is_some_and(|args| !args.starts_with(b"{")) => {
                 Err(FaultKind::InvalidParams { what: "params.arguments must be an object".into() })
             }

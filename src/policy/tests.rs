@@ -106,6 +106,29 @@ fn judge(
 }
 
 #[test]
+fn what_is_asked_of_a_task_is_judged_as_its_tool_with_the_arguments_unknown() {
+    let policy = cedar(
+        r#"permit (principal, action, resource) when { context.args.n == 1 && resource.name == "open" };
+        forbid (principal, action, resource) unless { context.mtls };"#,
+    );
+    let (alice, mtls) = (caller("alice", &[]), Context { mtls: true, ..noon() });
+    let follow_up = |decl: &Arc<Decl>, context: &Context| {
+        let mut call = call(decl, None);
+        if let Operation::Post(message) = &mut call.operation {
+            message.method = Some(Method::TasksGet);
+        }
+        policy.authorize(&alice, call, context).map(drop).map_err(|denial| denial.reason)
+    };
+    let (open, shut) = (tool("open", Effect::Write), tool("shut", Effect::Write));
+    assert_eq!(follow_up(&open, &mtls), Ok(()));
+    assert_eq!(judge(&policy, &alice, &open, "{}", &mtls), Err((Reason::Error, true)), "a call has to say");
+    assert_eq!(follow_up(&open, &noon()), Err(Reason::Forbidden));
+    assert_eq!(follow_up(&shut, &mtls), Err(Reason::NotGranted));
+    let read_only = Context { mode: Mode::ReadOnly, ..mtls };
+    assert_eq!(follow_up(&open, &read_only), Err(Reason::Ceiling));
+}
+
+#[test]
 fn nothing_is_permitted_without_a_policy() {
     let policy = policy(&[], &[]);
     let alice = caller("alice", &["mcp.read"]);

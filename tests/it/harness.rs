@@ -174,10 +174,14 @@ pub fn modern_request(client: &reqwest::Client, url: &str, method: &str, mut par
     let name = match method {
         "tools/call" | "prompts/get" => params["name"].as_str().map(str::to_owned),
         "resources/read" => params["uri"].as_str().map(str::to_owned),
+        "tasks/get" | "tasks/update" | "tasks/cancel" => params["taskId"].as_str().map(str::to_owned),
         _ => None,
     };
     params["_meta"]["io.modelcontextprotocol/protocolVersion"] = json!("2026-07-28");
-    params["_meta"]["io.modelcontextprotocol/clientCapabilities"] = json!({});
+    let capabilities = &mut params["_meta"]["io.modelcontextprotocol/clientCapabilities"];
+    if capabilities.is_null() {
+        *capabilities = json!({});
+    }
     params["_meta"]["io.modelcontextprotocol/clientInfo"] = json!({ "name": "it", "version": "1" });
     let body = json!({ "jsonrpc": "2.0", "id": "q-1", "method": method, "params": params });
     let mut request = client

@@ -83,7 +83,7 @@ async fn before(fixture: &Fixture, adjust: impl FnOnce(&mut Value)) -> Rig {
 }
 
 /// Runs a client to its end without blocking the gateway; gives its JSON lines.
-async fn lines(command: Command) -> Vec<Value> {
+pub async fn lines(command: Command) -> Vec<Value> {
     let output = tokio::process::Command::from(command).output().await.expect("the client runs");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(!text.is_empty(), "the client said nothing: {}", String::from_utf8_lossy(&output.stderr));

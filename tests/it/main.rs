@@ -24,5 +24,7 @@ mod scripted;
 mod spine;
 /// `wardgate stdio` as a client uses it.
 mod stdio;
+/// Tool calls that are answered later.
+mod tasks;
 /// Runs `tests/cases/threats/*.yaml`.
 mod threats;

@@ -26,6 +26,7 @@ use offers::EXCEPTIONS;
 use offers::Era;
 use offers::Feature;
 use offers::Offer;
+pub use upstreams::Everything;
 use upstreams::Upstreams;
 
 /// Which program drives a client.

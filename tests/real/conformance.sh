@@ -1,23 +1,24 @@
 #!/usr/bin/env bash
 # Runs the official conformance suite (2025-11-25 and 2026-07-28) against a server URL, with a bearer token if given.
 #
-#   tests/real/conformance.sh [--set SET]... [--expected FILE] [--scheme SCHEME] URL [TOKEN]
+#   tests/real/conformance.sh [--set SET]... [--scenario NAME]... [--expected FILE] [--scheme SCHEME] URL [TOKEN]
 #
 # With TOKEN the suite goes through addbearer.mjs, for the suite itself cannot send a token (nor, with --scheme, know the
 # URIs of a federated route). Only the server scenarios required by each set count; the header scenarios of 2026-07-28 are
 # reported apart. FILE has lines `SET SCENARIO REASON` for scenarios that must fail. Scenarios that did not come out as
-# they should print one line each; the exit code is 0 only if there is none. WARDGATE_CONFORMANCE_OUT keeps results.
+# they should print one line each; with --scenario only those are run, required or not (of the newest revision); the exit code is 0 only if there is none. WARDGATE_CONFORMANCE_OUT keeps results.
 set -euo pipefail
 
 usage() {
-  echo "usage: $0 [--set SET]... [--expected FILE] [--scheme SCHEME] URL [TOKEN]" >&2
+  echo "usage: $0 [--set SET]... [--scenario NAME]... [--expected FILE] [--scheme SCHEME] URL [TOKEN]" >&2
   exit 2
 }
-sets=() expected=/dev/null scheme=
+sets=() scenarios=() expected=/dev/null scheme=
 while [[ ${1:-} == --* ]]; do
   [[ $# -ge 2 ]] || usage
   case $1 in
     --set) sets+=("$2") ;;
+    --scenario) scenarios+=("$2") ;;
     --expected) expected=$2 ;;
     --scheme) scheme=$2 ;;
     *) usage ;;
@@ -25,6 +26,7 @@ while [[ ${1:-} == --* ]]; do
   shift 2
 done
 [[ $# == 1 || $# == 2 ]] || usage
+if [[ ${#scenarios[@]} != 0 ]]; then sets=(scenarios); fi
 if [[ ${#sets[@]} == 0 ]]; then sets=(2025-11-25 2026-07-28); fi
 url=$1
 token=${2:-}
@@ -87,11 +89,21 @@ reasons() {
 
 status=0
 for set in "${sets[@]}"; do
-  required=$("$WARDGATE_NODE" "$WARDGATE_CONFORMANCE" list --requirements "$set" |
-    awk '/^Server scenarios/ {on = 1; next} /^[A-Za-z]/ {on = 0} on && $1 == "-" {print $2}')
   # The exit code is not used: the suite counts scenarios that it does not score.
-  "$WARDGATE_NODE" "$WARDGATE_CONFORMANCE" server --url "$url" --requirements "$set" -o "$out/$set" \
-    >"$out/$set.log" 2>&1 || true
+  if [[ $set == scenarios ]]; then
+    required=${scenarios[*]}
+    for scenario in "${scenarios[@]}"; do
+      "$WARDGATE_NODE" "$WARDGATE_CONFORMANCE" server --url "$url" --scenario "$scenario" --spec-version 2026-07-28 \
+        --force -o "$out/$set" >"$out/$scenario.log" 2>&1 || true
+      sed -nE "s/^(Passed: )?([0-9]+)\/([0-9]+), ([0-9]+) failed.*/- $scenario: \2 passed, \4 failed/p" \
+        "$out/$scenario.log" >>"$out/$set.log"
+    done
+  else
+    required=$("$WARDGATE_NODE" "$WARDGATE_CONFORMANCE" list --requirements "$set" |
+      awk '/^Server scenarios/ {on = 1; next} /^[A-Za-z]/ {on = 0} on && $1 == "-" {print $2}')
+    "$WARDGATE_NODE" "$WARDGATE_CONFORMANCE" server --url "$url" --requirements "$set" -o "$out/$set" \
+      >"$out/$set.log" 2>&1 || true
+  fi
   passed=0 failed=0 foreseen=0
   for scenario in $required; do
     found=$(verdict "$set" "$scenario")

@@ -22,6 +22,7 @@ use crate::catalog::Action;
 use crate::catalog::Call;
 use crate::catalog::Decl;
 use crate::catalog::Effect;
+use crate::catalog::Kind;
 use crate::catalog::Session;
 use crate::mcp::Era;
 use crate::mcp::Id;

@@ -197,6 +197,10 @@ impl Uplift {
         let outcome = match asked.method {
             Method::SubscriptionsListen => self.listen(permit, &asked, &line, deadline).await,
             Method::ServerDiscover => self.discover(permit, &asked, &line, deadline).await,
+            // SPEC: the tasks of 2025-11-25 are not those of the extension.
+            Method::TasksCancel | Method::TasksGet | Method::TasksUpdate => {
+                Ok(whole(answer::failure(&asked.id, 404, error::METHOD_NOT_FOUND, "Method not found", None)))
+            }
             _ if asked.state.is_some() => self.resume(permit, asked, deadline).await,
             _ => self.run(permit, message, asked, &line, deadline).await,
         };

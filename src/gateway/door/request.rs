@@ -40,6 +40,8 @@ pub(super) fn modern(params: Option<&Bytes>, meta: Meta<'_>, again: &Again) -> R
     // Not the client's to say: they belong to the modern way of being asked, which it does not know.
     object.remove("inputResponses");
     object.remove("requestState");
+    // The tasks of 2025-11-25 are not those of the extension, and are not on offer here.
+    object.remove("task");
     let told = {
         let mut told = match object.get("_meta") {
             Some(raw) => Object::read(raw.as_bytes()).ok_or_else(invalid)?,

@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use super::splice;
-use super::splice::Edits;
 use crate::gateway::Rejection;
+use crate::gateway::splice;
+use crate::gateway::splice::Edits;
 use crate::mcp::Message;
 use crate::mcp::Method;
 use crate::mcp::Reference;

@@ -19,8 +19,9 @@ use crate::mcp::Kind;
 use crate::mcp::MODERN_VERSIONS;
 use crate::mcp::Message;
 use crate::mcp::meta::SERVER_INFO;
+use crate::mcp::meta::TASKS;
 
-/// What a route can relay. Extensions are between one client and one server.
+/// What a route can relay. Extensions are between one client and one server, but for tasks: their ids say whose they are.
 const CAPABILITIES: [&str; 5] = ["completions", "logging", "prompts", "resources", "tools"];
 
 /// Of one backend's instructions; a model reads all of them in every conversation.
@@ -122,6 +123,10 @@ fn unite(all: &mut Map<String, Value>, one: &Map<String, Value>) {
             }
         }
     }
+    let tasks = one.get("extensions").and_then(|extensions| extensions.get(TASKS)).filter(|tasks| tasks.is_object());
+    if tasks.is_some() {
+        all.insert("extensions".to_owned(), json!({ TASKS: {} }));
+    }
 }
 
 #[cfg(test)]
@@ -129,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn capabilities_are_united_and_extensions_are_not_passed() {
+    fn capabilities_are_united_and_extensions_other_than_tasks_are_not_passed() {
         let mut all = Map::new();
         for one in [
             json!({ "tools": { "listChanged": false }, "extensions": { "x": {} }, "resources": { "subscribe": true } }),
@@ -138,5 +143,12 @@ mod tests {
             unite(&mut all, one.as_object().expect("an object"));
         }
         assert_eq!(Value::Object(all), json!({ "tools": { "listChanged": true }, "resources": { "subscribe": true } }));
+        let mut all = Map::new();
+        for one in
+            [json!({ "extensions": { TASKS: { "x": 1 }, "y": {} } }), json!({ "extensions": { "z": {} } }), json!({})]
+        {
+            unite(&mut all, one.as_object().expect("an object"));
+        }
+        assert_eq!(Value::Object(all), json!({ "extensions": { TASKS: {} } }));
     }
 }

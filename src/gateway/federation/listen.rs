@@ -21,16 +21,18 @@ use serde_json::value::RawValue;
 use super::ALL;
 use super::Federation;
 use super::aim;
+use super::rewrite;
 use super::source::Heard;
 use super::source::Silence;
 use super::source::Source;
 use super::source::Topics;
-use super::splice;
-use super::splice::Edits;
 use crate::gateway::Open;
 use crate::gateway::Rejection;
 use crate::gateway::apply::Outgoing;
 use crate::gateway::flow::Passing;
+use crate::gateway::splice;
+use crate::gateway::splice::Edits;
+use crate::gateway::tasks;
 use crate::limits::Slot;
 use crate::mcp::FaultKind;
 use crate::mcp::Id;
@@ -57,10 +59,12 @@ impl Federation {
     pub(super) async fn listen(&self, message: Message, id: &Id, open: &mut Open) -> Result<Outgoing, Rejection> {
         open.to(&ALL.into());
         let watched = self.watched(&message)?;
+        let tasks = self.tasks(&message)?;
         let wanted = wanted(&message);
         let limits = &self.errand.house.limits;
         let slot = Arc::new(limits.acquire_stream(&self.errand.principal, ALL)?);
-        let asked = (0..self.names.shares().len()).filter_map(|share| part_of(&message, &wanted, share, &watched));
+        let asked =
+            (0..self.names.shares().len()).filter_map(|share| part_of(&message, &wanted, share, (&watched, &tasks)));
         let begun = asked.map(|(share, message)| Source::begin(self, share, message, &slot, open.branch()));
         let begun = join_all(begun.collect::<Vec<_>>()).await;
         open.target(ALL);
@@ -79,6 +83,7 @@ impl Federation {
                     let shown = watched.iter().find(theirs).map_or(uri.as_str(), |one| one.shown.as_str());
                     return Err(aim::in_words_of(shown, Rejection::UnknownResource { uri: uri.clone() }));
                 }
+                Err(Silence::Denied(unknown @ Rejection::UnknownTask { .. })) => return Err(unknown),
                 Err(Silence::ForNow(rejection)) => {
                     silence.push(Silence::ForNow(rejection));
                     sources.push(source);
@@ -115,6 +120,19 @@ impl Federation {
         };
         message.params.subscriptions.iter().map(find).collect()
     }
+
+    /// The tasks that the client wants to hear of, and whose each is.
+    fn tasks(&self, message: &Message) -> Result<Vec<(String, usize)>, Rejection> {
+        if !message.params.task_ids.is_empty() {
+            tasks::declared(message)?;
+        }
+        let find = |id: &String| {
+            let backend = tasks::backend_of(&self.errand, id);
+            let share = backend.and_then(|backend| self.names.shares().position(|share| *share.backend == *backend));
+            share.map(|share| (id.clone(), share)).ok_or_else(|| Rejection::UnknownTask { id: id.clone() })
+        };
+        message.params.task_ids.iter().map(find).collect()
+    }
 }
 
 /// What the client wants to hear.
@@ -124,25 +142,32 @@ fn wanted(message: &Message) -> Topics {
     serde_json::from_str(notifications).unwrap_or_default()
 }
 
-/// The question for one backend: its own resources only. `None`: it has nothing that is wanted.
-fn part_of(message: &Message, wanted: &Topics, share: usize, watched: &[Watched]) -> Option<(usize, Message)> {
+/// The question for one backend: its own resources and tasks only. `None`: it has nothing that is wanted.
+fn part_of(
+    message: &Message,
+    wanted: &Topics,
+    share: usize,
+    (watched, tasks): (&[Watched], &[(String, usize)]),
+) -> Option<(usize, Message)> {
     let own: Vec<String> =
         watched.iter().filter(|one| one.found.share == share).map(|one| one.found.name.clone()).collect();
+    let own_tasks: Vec<String> = tasks.iter().filter(|task| task.1 == share).map(|task| task.0.clone()).collect();
     let lists = wanted.tools_list_changed || wanted.prompts_list_changed || wanted.resources_list_changed;
-    if own.is_empty() && !lists && !wanted.is_empty() {
+    if own.is_empty() && own_tasks.is_empty() && !lists && !wanted.is_empty() {
         return None;
     }
     let mut message = message.clone();
     let raw = message.params.raw.take().unwrap_or_default();
-    let place = std::str::from_utf8(&raw)
-        .ok()
-        .and_then(|text| splice::member(splice::member(text, "notifications")?.get(), "resourceSubscriptions"));
+    let notifications = std::str::from_utf8(&raw).ok().and_then(|text| splice::member(text, "notifications"));
     let mut edits = Edits::of(&raw);
-    if let Some(place) = place {
-        edits.replace(place, Value::from(own.clone()).to_string());
+    for (name, ids) in [("resourceSubscriptions", &own), ("taskIds", &own_tasks)] {
+        if let Some(place) = notifications.and_then(|notifications| splice::member(notifications.get(), name)) {
+            edits.replace(place, Value::from(ids.clone()).to_string());
+        }
     }
     message.params.raw = Some(edits.finish());
     message.params.subscriptions = own;
+    message.params.task_ids = own_tasks;
     Some((share, message))
 }
 
@@ -184,6 +209,7 @@ impl Granted {
         all.resources_list_changed |= one.resources_list_changed && wanted.resources_list_changed;
         let shown = one.resource_subscriptions.iter().filter_map(|uri| names.uri(share, uri));
         all.resource_subscriptions.extend(shown.filter(|uri| wanted.resource_subscriptions.contains(uri)));
+        all.task_ids.extend(one.task_ids.into_iter().filter(|id| wanted.task_ids.contains(id)));
     }
 
     fn acknowledgement(&self, id: &Id) -> Bytes {
@@ -198,10 +224,14 @@ impl Granted {
                 notifications.insert(name.to_owned(), true.into());
             }
         }
-        if !topics.resource_subscriptions.is_empty() {
-            let mut uris: Vec<&String> = topics.resource_subscriptions.iter().collect();
-            uris.sort();
-            notifications.insert("resourceSubscriptions".to_owned(), json!(uris));
+        for (name, granted) in
+            [("resourceSubscriptions", &topics.resource_subscriptions), ("taskIds", &topics.task_ids)]
+        {
+            if !granted.is_empty() {
+                let mut sorted: Vec<&String> = granted.iter().collect();
+                sorted.sort();
+                notifications.insert(name.to_owned(), json!(sorted));
+            }
         }
         let more = format!(r#","notifications":{}"#, Value::Object(notifications));
         notification("notifications/subscriptions/acknowledged", id, &more)
@@ -277,7 +307,7 @@ impl FanIn {
     }
 
     /// A backend's message in ours; `None`: the client did not ask for it.
-    fn translated(&self, share: usize, data: &[u8]) -> Option<Bytes> {
+    fn translated(&self, share: usize, data: &Bytes) -> Option<Bytes> {
         #[derive(Deserialize)]
         struct Notification {
             method: String,
@@ -285,8 +315,10 @@ impl FanIn {
             params: Params,
         }
         #[derive(Default, Deserialize)]
+        #[serde(rename_all = "camelCase")]
         struct Params {
             uri: Option<String>,
+            task_id: Option<String>,
         }
         let heard: Notification = serde_json::from_slice(data).ok()?;
         if heard.method == UPDATED {
@@ -296,8 +328,22 @@ impl FanIn {
             let about = watched.contains(&uri) || watched.iter().any(|watched| uri.starts_with(watched.as_str()));
             return about.then(|| notification(UPDATED, &self.id, &format!(r#","uri":{}"#, quoted(&uri))));
         }
+        if heard.method == tasks::NEWS {
+            let granted = heard.params.task_id.is_some_and(|id| self.granted.topics.task_ids.contains(&id));
+            return granted.then(|| self.of_task(share, data))?;
+        }
         let method = self.granted.lists().find(|method| *method == heard.method)?;
         Some(notification(method, &self.id, ""))
+    }
+
+    /// News of a task, with the client's id for the subscription and the URIs of the route.
+    fn of_task(&self, share: usize, data: &Bytes) -> Option<Bytes> {
+        let data = rewrite::news_of_task(data, |uri| self.names.uri(share, uri));
+        let params = splice::member(std::str::from_utf8(&data).ok()?, "params")?;
+        let place = splice::member(splice::member(params.get(), "_meta")?.get(), SUBSCRIPTION_ID)?;
+        let mut edits = Edits::of(&data);
+        edits.replace(place, self.id.as_json().to_owned());
+        Some(edits.finish())
     }
 
     /// A graceful end tells the client that it may ask again.
@@ -334,8 +380,8 @@ mod tests {
         let found = names().find_uri("wardgate+b+n:1").expect("found");
         let watched = [Watched { shown: "wardgate+b+n:1".into(), found }];
         let wanted = wanted(&message);
-        assert!(part_of(&message, &wanted, 0, &watched).is_none());
-        let (_, part) = part_of(&message, &wanted, 1, &watched).expect("a part");
+        assert!(part_of(&message, &wanted, 0, (&watched, &[])).is_none());
+        let (_, part) = part_of(&message, &wanted, 1, (&watched, &[])).expect("a part");
         let want = r#"{"notifications":{"resourceSubscriptions": ["n:1"] },"_meta":{"x":1.0}}"#;
         assert_eq!(part.params.raw.as_deref(), Some(want.as_bytes()));
         assert_eq!(part.params.subscriptions, ["n:1"]);
@@ -354,6 +400,7 @@ mod tests {
             prompts_list_changed: true,
             resources_list_changed: false,
             resource_subscriptions: ["n:1".to_owned(), "n:2".to_owned()].into(),
+            task_ids: ["nobody's".to_owned()].into(),
         };
         granted.add(&names(), 0, one, &wanted);
         let text = granted.acknowledgement(&Id::from_json("\"l\"").expect("id"));

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use super::splice;
-use super::splice::Edits;
+use crate::gateway::splice;
+use crate::gateway::splice::Edits;
 use crate::mcp::Method;
 use crate::mcp::quoted;
 
@@ -25,6 +25,7 @@ pub(super) fn answer(body: &Bytes, method: Method, shown: impl Fn(&str) -> Optio
                 uris.extend(contents.into_iter().filter_map(|content| splice::member(content.get(), "uri")));
             }
             Method::ToolsCall => blocks(below("content"), &mut uris),
+            Method::TasksGet => task(result.get(), &mut uris),
             Method::PromptsGet => {
                 for message in below("messages").map(splice::items).unwrap_or_default() {
                     blocks(splice::member(message.get(), "content").map(RawValue::get), &mut uris);
@@ -44,6 +45,28 @@ pub(super) fn answer(body: &Bytes, method: Method, shown: impl Fn(&str) -> Optio
         }
     }
     edits.finish()
+}
+
+/// News of a task, with the URIs in it as they are known on the route.
+pub(super) fn news_of_task(data: &Bytes, shown: impl Fn(&str) -> Option<String>) -> Bytes {
+    let mut uris = Vec::new();
+    let params = std::str::from_utf8(data).ok().and_then(|text| splice::member(text, "params"));
+    if let Some(params) = params {
+        task(params.get(), &mut uris);
+    }
+    let mut edits = Edits::of(data);
+    for uri in uris {
+        if let Some(shown) = splice::text(uri).and_then(|uri| shown(&uri)) {
+            edits.replace(uri, quoted(&shown));
+        }
+    }
+    edits.finish()
+}
+
+/// The result of the call that a task was.
+fn task<'a>(state: &'a str, uris: &mut Vec<&'a RawValue>) {
+    let content = splice::member(state, "result").and_then(|result| splice::member(result.get(), "content"));
+    blocks(content.map(RawValue::get), uris);
 }
 
 /// One content block or a list of them.
@@ -108,6 +131,11 @@ mod tests {
                 Method::ToolsCall,
                 r#"{"result":{"resultType":"input_required","requestState":"\"uri\"","inputRequests":{"a":{"uri":"a:b"}}}}"#,
                 r#"{"result":{"resultType":"input_required","requestState":"\"uri\"","inputRequests":{"a":{"uri":"a:b"}}}}"#,
+            ),
+            (
+                Method::TasksGet,
+                r#"{"result":{"taskId":"t","result":{"content":[{"uri":"a:b","type":"resource_link"}]},"uri":"a:b"}}"#,
+                r#"{"result":{"taskId":"t","result":{"content":[{"uri":"w+a:b","type":"resource_link"}]},"uri":"a:b"}}"#,
             ),
             (Method::ToolsCall, r#"{"result":{"content":{"uri":[]}}}"#, r#"{"result":{"content":{"uri":[]}}}"#),
         ] {

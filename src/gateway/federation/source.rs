@@ -42,6 +42,8 @@ pub(super) struct Topics {
     pub(super) prompts_list_changed: bool,
     pub(super) resources_list_changed: bool,
     pub(super) resource_subscriptions: HashSet<String>,
+    /// In the client's words.
+    pub(super) task_ids: HashSet<String>,
 }
 
 impl Topics {
@@ -206,9 +208,11 @@ impl Federation {
             let mut flow = match answer {
                 Ok(Outgoing::Events { flow, .. }) => flow,
                 Ok(Outgoing::Json { .. } | Outgoing::Empty { .. }) => return Err(Silence::Unable),
-                Err(denied @ (Rejection::InsufficientScope { .. } | Rejection::UnknownResource { .. })) => {
-                    return Err(Silence::Denied(denied));
-                }
+                Err(
+                    denied @ (Rejection::InsufficientScope { .. }
+                    | Rejection::UnknownResource { .. }
+                    | Rejection::UnknownTask { .. }),
+                ) => return Err(Silence::Denied(denied)),
                 Err(failed) => return Err(Silence::ForNow(failed)),
             };
             loop {

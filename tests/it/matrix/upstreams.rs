@@ -58,13 +58,13 @@ impl Upstreams {
 }
 
 /// npm's server-everything over streamable HTTP; ended when dropped.
-struct Everything {
+pub struct Everything {
     child: Child,
-    url: String,
+    pub url: String,
 }
 
 impl Everything {
-    fn start() -> Everything {
+    pub fn start() -> Everything {
         let mut child = Command::new(tool("WARDGATE_NODE"))
             .arg("--import")
             .arg(real("loopback.mjs"))

@@ -236,7 +236,8 @@ fn lower_params(raw: &[u8], number: u64) -> Result<Bytes, &'static str> {
                     out.raw(key, &meta.finish());
                 }
             }
-            "inputResponses" | "requestState" => {}
+            // A modern client that sends `task` means nothing by it; a legacy server would answer by a task.
+            "inputResponses" | "requestState" | "task" => {}
             _ => out.raw(key, value),
         }
     }
