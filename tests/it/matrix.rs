@@ -204,6 +204,11 @@ async fn every_client_works_with_every_server_on_both_kinds_of_route() {
     }
     let report = results.judge(&upstreams.listed);
     println!("{}", report.text);
+    if !report.failures.is_empty() {
+        // What the gateway has to say of it.
+        let audit = std::fs::read_to_string(&rig.audit).unwrap_or_default();
+        audit.lines().filter(|line| line.contains("\"reason\":")).for_each(|line| println!("{line}"));
+    }
     assert!(report.failures.is_empty(), "\n{}\n{} failures", report.failures.join("\n"), report.failures.len());
     rig.app.shutdown().await;
     let verdict = rig.referee.close();

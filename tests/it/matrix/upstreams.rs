@@ -44,7 +44,7 @@ impl Upstreams {
     pub fn backends(&self) -> Value {
         // What a tool does is not what this is about: their hints may still raise it.
         let backend = |kind: &str, reached: Value| json!({ kind: reached, "effects": [{ "tools": "*", "effect": "read" }], "trust_annotations": true });
-        let stdio = |command: &[&str]| backend("stdio", json!({ "command": command, "processes_max": 64 }));
+        let stdio = |command: &[&str]| backend("stdio", json!({ "command": command, "processes_max": 256 }));
         let fixture = real("stdio_server.py");
         json!({
             "python": backend("http", json!({ "url": self.python.url })),
