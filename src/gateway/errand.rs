@@ -96,7 +96,7 @@ impl Errand {
             let call = Call { action, effect: decl.effect, decl, operation, session: None, version: None };
             let mode = self.house.ceiling(&self.route, member);
             open.what(&call, mode);
-            let judged = prepare::Judged::of(&call, mode, &self.request, false);
+            let judged = prepare::Judged::of(&call, mode, &self.principal, &self.request, false);
             match self.house.policy.authorize(&self.principal, call, &judged.context) {
                 Ok(permit) => {
                     open.allowed_by(&permit);
@@ -166,7 +166,7 @@ impl Errand {
             house.lists.changed(member.backend.name(), ListKind::Tools);
         }
         open.what(&call, mode);
-        let judged = prepare::Judged::of(&call, mode, request, mirrors);
+        let judged = prepare::Judged::of(&call, mode, &self.principal, request, mirrors);
         let permit = match house.policy.authorize(&self.principal, call, &judged.context) {
             Ok(permit) => permit, // what was judged is what runs
             Err(denial) => return Err(judged.refuse(denial, house, member, open, request).await),

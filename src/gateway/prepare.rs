@@ -238,13 +238,14 @@ pub(super) struct Judged {
 }
 
 impl Judged {
-    pub(super) fn of(call: &Call, mode: crate::catalog::Mode, request: &Request, mirrors: bool) -> Judged {
-        let context = policy::Context {
-            mode,
-            ip: request.peer.address,
-            mtls: request.peer.certificate.is_some(),
-            now: request.at,
-        };
+    pub(super) fn of(
+        call: &Call,
+        mode: crate::catalog::Mode,
+        principal: &Principal,
+        request: &Request,
+        mirrors: bool,
+    ) -> Judged {
+        let context = policy::Context { mode, ip: request.peer.address, mtls: principal.mtls, now: request.at };
         let message = call.message().filter(|_| mirrors);
         let headers = message.map_or(Ok(()), |message| mcp::check_params(request, message, &call.decl.headers));
         let subscriptions = call.message().map(|message| message.params.subscriptions.clone()).unwrap_or_default();

@@ -108,6 +108,11 @@ impl Key {
     }
 }
 
+/// A public key that did not come from an issuer (that of a DPoP proof), with the algorithms it can be used with.
+pub(super) fn lone(jwk: &serde_json::Value) -> Option<(Vec<Algorithm>, DecodingKey)> {
+    Key::read(jwk, false).map(|key| (key.algorithms, key.decoding))
+}
+
 fn algorithms(parameters: &AlgorithmParameters, secrets: bool) -> Option<Vec<Algorithm>> {
     let bytes = |text: &str| URL_SAFE_NO_PAD.decode(text).ok();
     match parameters {

@@ -16,11 +16,16 @@ use crate::exchange::ClientCertificate;
 use crate::exchange::Request;
 use crate::principal::Principal;
 
+use super::Demand;
 use super::Error;
+use super::Fault;
 use super::Issuer;
+use super::Scheme;
 use super::StartError;
 use super::claims;
+use super::claims::BoundTo;
 use super::claims::Times;
+use super::dpop::Thumbprint;
 use super::jwks::KeySet;
 use super::jwks::Source;
 use super::oidc;
@@ -78,9 +83,8 @@ pub(super) struct Verified {
     pub(super) principal: Arc<Principal>,
     times: Times,
     leeway_s: i64,
-    /// Hex SHA-256 of the certificate the token is bound to (RFC 8705 section 3.1).
-    bound_to: Option<String>,
-    issuer: Arc<Trusted>,
+    bound_to: BoundTo,
+    pub(super) issuer: Arc<Trusted>,
     generation: u64,
     /// How long the cache may keep it.
     lasts: Duration,
@@ -95,12 +99,42 @@ impl Verified {
     /// What can change between two uses of a token: the time and the connection.
     pub(super) fn check(&self, at: SystemTime, certificate: Option<&ClientCertificate>) -> Result<(), Error> {
         self.times.check(super::seconds(at), self.leeway_s)?;
-        match &self.bound_to {
+        match &self.bound_to.certificate {
             Some(bound) if certificate.is_none_or(|certificate| certificate.fingerprint != *bound) => {
-                Err(Error::invalid("the token is bound to a client certificate that this connection does not have"))
+                Err(Error::invalid(
+                    "the token is bound to a client certificate that this connection does not have: \
+                     connect with the certificate that the token was asked for with",
+                ))
             }
+            None if self.issuer.config.certificate_bound == Demand::Required => Err(Error::invalid(
+                "the token is not bound to a client certificate (`cnf`), and this issuer's must be: \
+                 ask for it over a connection with one",
+            )),
             _ => Ok(()),
         }
+    }
+
+    /// The key that a DPoP proof must come from, for a token that is presented by this scheme; `None`: there need be none.
+    pub(super) fn key(&self, scheme: Scheme) -> Result<Option<&Thumbprint>, Error> {
+        let refused = |words: &str| Err(Error::Dpop { fault: Fault::Token, description: words.into() });
+        match (self.issuer.config.dpop, scheme, &self.bound_to.key) {
+            (Demand::Off, Scheme::Bearer, None) | (Demand::Optional, Scheme::Bearer, None) => Ok(None),
+            (Demand::Off, ..) => Err(Error::invalid("DPoP is not accepted for tokens of this issuer")),
+            (_, Scheme::Dpop, Some(key)) => Ok(Some(key)),
+            (_, Scheme::Dpop, None) => refused(
+                "the token is not bound to a key (`cnf.jkt`): send it as `Bearer`, or ask for one with a DPoP proof",
+            ),
+            (_, Scheme::Bearer, Some(_)) => refused(
+                "the token is bound to a key: send it as `Authorization: DPoP` with a proof in the `DPoP` header",
+            ),
+            (Demand::Required, Scheme::Bearer, None) => {
+                refused("tokens of this issuer must be bound to a key: ask for one with a DPoP proof")
+            }
+        }
+    }
+
+    pub(super) fn leeway_s(&self) -> i64 {
+        self.leeway_s
     }
 }
 
@@ -183,16 +217,16 @@ fn check_signature(keys: &KeySet, header: &Header, parts: &Parts<'_>) -> Result<
 }
 
 /// The three parts of a compact JWS, still encoded.
-struct Parts<'a> {
-    header: &'a str,
-    payload: &'a str,
-    signature: &'a str,
+pub(super) struct Parts<'a> {
+    pub(super) header: &'a str,
+    pub(super) payload: &'a str,
+    pub(super) signature: &'a str,
     /// Header, dot, payload.
-    signed: &'a str,
+    pub(super) signed: &'a str,
 }
 
 impl<'a> Parts<'a> {
-    fn split(token: &'a str) -> Result<Self, Error> {
+    pub(super) fn split(token: &'a str) -> Result<Self, Error> {
         let mut parts = token.split('.');
         let (Some(header), Some(payload), Some(signature), None) =
             (parts.next(), parts.next(), parts.next(), parts.next())
@@ -250,6 +284,6 @@ fn is_access_token_type(kind: &str) -> bool {
 }
 
 /// An encoded part as one JSON object without duplicate members at any depth.
-fn object(encoded: &str) -> Option<Map<String, Value>> {
+pub(super) fn object(encoded: &str) -> Option<Map<String, Value>> {
     strict::object(&URL_SAFE_NO_PAD.decode(encoded).ok()?)
 }

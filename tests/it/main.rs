@@ -18,6 +18,8 @@ mod matrix;
 mod old;
 /// What the program does for a person: `demo --tour`, `check`, `front`, `audit verify`, signals and reload.
 mod program;
+/// Proofs beyond the token: DPoP, certificates.
+mod proof;
 /// An upstream that lies, for what real ones cannot be made to show.
 mod scripted;
 /// What one request leaves behind and what it may do: the spine over real sockets.

@@ -1,5 +1,8 @@
 //! `identity`, as meant: issuers, API keys, certificate rules, anonymous callers.
 
+mod certificate;
+mod proxy;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -13,12 +16,10 @@ use crate::config::file;
 use crate::config::file::Identity;
 use crate::config::scalar::Strings;
 use crate::config::scalar::short;
-use crate::identity::CertificateMatch;
-use crate::identity::CertificateRule;
 use crate::identity::Config;
+use crate::identity::Demand;
 use crate::identity::Issuer;
 use crate::identity::Keys;
-use crate::server::ClientAuth;
 use crate::server::Listener;
 
 /// The last part of the path of every issuer that `wardgate demo` makes. Its key is open to everybody on the machine.
@@ -59,6 +60,7 @@ pub(super) fn identity(
         book.missing(&key, NOBODY);
     }
     let mut meant = Config::default();
+    let (mut certificates_at, mut proxy_at) = (None, None);
     for (index, way) in ways.into_iter().enumerate() {
         let key = key.index(index);
         match way {
@@ -84,18 +86,12 @@ pub(super) fn identity(
                 if rules.is_empty() {
                     book.missing(&key.index(0), "there is no rule; for example `- { spiffe: \"spiffe://prod.example.com/agents/*\", scopes: [mcp.read] }`");
                 }
-                if !listeners
-                    .iter()
-                    .any(|listener| listener.tls.as_ref().is_some_and(|tls| tls.client_auth != ClientAuth::None))
-                    && !book.touched(&root.at("listeners"))
-                {
-                    book.error(&key, "no listener asks for client certificates: give one `tls: { client_ca: …, client_auth: optional }`");
-                }
+                certificates_at.get_or_insert(key.clone());
                 meant.certificates.extend(
                     rules
                         .into_iter()
                         .enumerate()
-                        .filter_map(|(index, rule)| certificate(book, &key.index(index), rule)),
+                        .filter_map(|(index, rule)| certificate::rule(book, &key.index(index), rule)),
                 );
             }
             Identity::Oidc(written) => {
@@ -116,9 +112,26 @@ pub(super) fn identity(
                     meant.issuers.push(issuer);
                 }
             }
+            Identity::Proxy(written) => {
+                let key = key.at("proxy");
+                once(book, &key, proxy_at.replace(key.clone()).is_some());
+                meant.proxy = proxy::proxy(book, &key, written, listeners);
+            }
         }
     }
+    proxy::who_shows_certificates(book, root, listeners, (certificates_at, proxy_at), &meant);
     meant
+}
+
+/// A proof says which address it is for, and protects a token from those who see it on its way.
+pub(super) fn check_proofs(book: &mut Book<'_>, root: &Key, config: &Config) {
+    let plain = config.public_url.as_ref().is_some_and(|url| url.scheme() == "http" && !is_loopback(url));
+    if plain && config.issuers.iter().any(|issuer| issuer.dpop == Demand::Required) {
+        book.warn(
+            &root.at("public_url"),
+            "is plain http, and `dpop: required` proves who sent a request but hides nothing: use https",
+        );
+    }
 }
 
 fn once(book: &mut Book<'_>, key: &Key, again: bool) {
@@ -136,42 +149,6 @@ fn scopes(book: &mut Book<'_>, parent: &Key, scopes: Option<Vec<String>>) -> BTr
         }
     }
     scopes.into_iter().collect()
-}
-
-fn certificate(book: &mut Book<'_>, key: &Key, rule: file::CertificateRule) -> Option<CertificateRule> {
-    let scopes = scopes(book, key, rule.scopes);
-    let given = [rule.spiffe.is_some(), rule.dns.is_some(), rule.fingerprint.is_some(), rule.subject.is_some()];
-    if given.iter().filter(|given| **given).count() != 1 {
-        if !book.touched(key) {
-            book.error(key, "needs exactly one of `spiffe`, `dns`, `fingerprint` and `subject`");
-        }
-        return None;
-    }
-    let matches = if let Some(text) = rule.spiffe {
-        let key = key.at("spiffe");
-        if !text.starts_with("spiffe://") {
-            book.error(&key, format!("`{}` does not begin with `spiffe://`", short(&text)));
-        }
-        CertificateMatch::Spiffe(book.path_glob(&key, &text)?)
-    } else if let Some(text) = rule.dns {
-        CertificateMatch::Dns(book.glob(&key.at("dns"), &text.to_ascii_lowercase())?)
-    } else if let Some(text) = rule.fingerprint {
-        let hex: String = text.chars().filter(|c| *c != ':').map(|c| c.to_ascii_lowercase()).collect();
-        if hex.len() != 64 || !hex.chars().all(|c| c.is_ascii_hexdigit()) {
-            book.error(
-                &key.at("fingerprint"),
-                "is not a SHA-256 fingerprint: 64 hex digits, for example from `openssl x509 -fingerprint -sha256`",
-            );
-        }
-        CertificateMatch::Fingerprint(hex)
-    } else {
-        let subject = rule.subject?;
-        if subject.is_empty() {
-            book.error(&key.at("subject"), "is empty");
-        }
-        CertificateMatch::Subject(subject)
-    };
-    Some(CertificateRule { matches, scopes, tenant: rule.tenant })
 }
 
 fn issuer(book: &mut Book<'_>, key: &Key, written: file::Oidc) -> Option<Issuer> {
@@ -208,6 +185,15 @@ fn issuer(book: &mut Book<'_>, key: &Key, written: file::Oidc) -> Option<Issuer>
         leeway,
         tenant_claims,
         groups_claim: written.groups_claim.unwrap_or_else(|| GROUPS_CLAIM.to_owned()),
+        certificate_bound: match written.certificate_bound {
+            Some(file::CertificateBound::Required) => Demand::Required,
+            Some(file::CertificateBound::Optional) | None => Demand::Optional,
+        },
+        dpop: match written.dpop {
+            Some(file::Dpop::Off) => Demand::Off,
+            Some(file::Dpop::Optional) | None => Demand::Optional,
+            Some(file::Dpop::Required) => Demand::Required,
+        },
     })
 }
 
