@@ -10,6 +10,7 @@ mod jwt;
 pub mod mtls;
 mod oidc;
 mod pattern;
+mod presented;
 mod strict;
 mod subject;
 #[cfg(test)]
@@ -32,6 +33,8 @@ use crate::exchange::Request;
 use crate::principal::Claims;
 use crate::principal::Method;
 use crate::principal::Principal;
+
+use presented::Presented;
 
 pub use pattern::Names;
 pub use pattern::Pattern;
@@ -194,6 +197,14 @@ impl Error {
     fn invalid(description: impl Into<String>) -> Error {
         Error::Invalid { description: description.into() }
     }
+
+    /// The same to a client that presents its token by this scheme.
+    fn by(self, scheme: Scheme) -> Error {
+        match (self, scheme) {
+            (Error::Invalid { description }, Scheme::Dpop) => Error::Dpop { fault: Fault::Token, description },
+            (error, _) => error,
+        }
+    }
 }
 
 /// Why identity cannot be set up as configured. Never because an issuer is away: keys are fetched later.
@@ -249,13 +260,6 @@ impl Pair {
 struct TokenKey {
     digest: [u8; digest::SHA256_OUTPUT_LEN],
     mtls: bool,
-}
-
-/// The credential a request carries in its headers.
-enum Presented<'a> {
-    ApiKey(&'a str),
-    Nothing,
-    Token(Scheme, &'a str),
 }
 
 impl Identity {
@@ -321,7 +325,7 @@ impl Identity {
             None => request.peer.certificate.as_ref(),
         };
         let valid = certificate.filter(|certificate| mtls::is_current(certificate, request.at));
-        match presented(request)? {
+        match Presented::by(request)? {
             Presented::ApiKey(key) => match &self.api_keys {
                 Some(keys) => keys.verify(key, request.at, valid.is_some()),
                 None => Err(Error::invalid("API keys are not accepted here")),
@@ -379,29 +383,34 @@ impl Identity {
         request: &Request,
         certificate: Option<&ClientCertificate>,
     ) -> Result<Arc<Principal>, Error> {
-        if token.len() > jwt::TOKEN_BYTES_MAX {
-            return Err(Error::invalid("the token is too long"));
-        }
-        let key = TokenKey { digest: sha256(token.as_bytes()), mtls: certificate.is_some() };
-        let known = self.tokens.get(&key).filter(|known| known.still_trusted(request.started));
-        let verified = match known {
-            Some(known) => {
-                known.check(request.at, certificate)?;
-                known
-            }
-            None => {
-                let verified = Arc::new(jwt::verify(&self.issuers, token, request, key.mtls).await?);
-                verified.check(request.at, certificate)?;
-                self.tokens.insert(key, Arc::clone(&verified));
-                verified
-            }
-        };
+        let verified = self.verified(token, request, certificate).await.map_err(|error| error.by(scheme))?;
         // What is remembered is the token. Its proof is another one for each request.
         if let Some(bound_to) = verified.key(scheme)? {
             self.proof(bound_to, token, request, verified.leeway_s())
                 .map_err(|description| Error::Dpop { fault: Fault::Proof, description })?;
         }
         Ok(Arc::clone(&verified.principal))
+    }
+
+    /// The token as verified now or before, good at this time and on this connection.
+    async fn verified(
+        &self,
+        token: &str,
+        request: &Request,
+        certificate: Option<&ClientCertificate>,
+    ) -> Result<Arc<jwt::Verified>, Error> {
+        if token.len() > jwt::TOKEN_BYTES_MAX {
+            return Err(Error::invalid("the token is too long"));
+        }
+        let key = TokenKey { digest: sha256(token.as_bytes()), mtls: certificate.is_some() };
+        if let Some(known) = self.tokens.get(&key).filter(|known| known.still_trusted(request.started)) {
+            known.check(request.at, certificate)?;
+            return Ok(known);
+        }
+        let verified = Arc::new(jwt::verify(&self.issuers, token, request, key.mtls).await?);
+        verified.check(request.at, certificate)?;
+        self.tokens.insert(key, Arc::clone(&verified));
+        Ok(verified)
     }
 
     fn proof(&self, bound_to: &dpop::Thumbprint, token: &str, request: &Request, leeway_s: i64) -> Result<(), String> {
@@ -415,7 +424,8 @@ impl Identity {
             method: request.verb.as_str(),
             base,
             path: &request.path,
-            now: seconds(request.at),
+            // Now, not when the head came: a body can be slow, and what was seen meanwhile may be forgotten by now.
+            now: seconds(request.at.checked_add(request.started.elapsed()).unwrap_or(request.at)),
             leeway_s,
         };
         dpop::check(proof, &expected, &self.replays)
@@ -439,42 +449,6 @@ impl Identity {
         self.named.insert(key, principal.clone());
         principal
     }
-}
-
-/// Finds the one credential in the headers. The query is never looked at (MCP authorization, RFC 6750 section 5.3).
-fn presented(request: &Request) -> Result<Presented<'_>, Error> {
-    let authorization = request
-        .single_header("authorization")
-        .map_err(|()| Error::invalid("the `Authorization` header is there more than once or is not visible ASCII"))?;
-    let api_key = request
-        .single_header("x-api-key")
-        .map_err(|()| Error::invalid("the `X-API-Key` header is there more than once or is not visible ASCII"))?;
-    match (authorization, api_key) {
-        (Some(_), Some(_)) => Err(Error::invalid("`Authorization` and `X-API-Key` must not be sent together")),
-        (Some(value), None) => match token(value)? {
-            (Scheme::Bearer, key) if key.starts_with(api_key::PREFIX) => Ok(Presented::ApiKey(key)),
-            (scheme, token) => Ok(Presented::Token(scheme, token)),
-        },
-        (None, Some(key)) => Ok(Presented::ApiKey(key)),
-        (None, None) => Ok(Presented::Nothing),
-    }
-}
-
-/// `Bearer` or `DPoP`, SP, b64token (RFC 6750 section 2.1, RFC 9449 section 7.1); the scheme in any case.
-fn token(value: &str) -> Result<(Scheme, &str), Error> {
-    let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
-    let scheme = match scheme {
-        scheme if scheme.eq_ignore_ascii_case("bearer") => Scheme::Bearer,
-        scheme if scheme.eq_ignore_ascii_case("dpop") => Scheme::Dpop,
-        _ => return Err(Error::invalid("the `Authorization` scheme is neither `Bearer` nor `DPoP`")),
-    };
-    let token = token.trim_start_matches(' ');
-    let body = token.trim_end_matches('=');
-    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(&byte);
-    if body.is_empty() || !body.bytes().all(legal) {
-        return Err(Error::invalid("the token is empty or has characters that no token has"));
-    }
-    Ok((scheme, token))
 }
 
 fn sha256(bytes: &[u8]) -> [u8; digest::SHA256_OUTPUT_LEN] {

@@ -56,6 +56,8 @@ pub enum Method {
     ApiKey,
     Bearer,
     Certificate,
+    /// A token, and for each request a proof by the key that it is bound to (RFC 9449).
+    Dpop,
 }
 
 impl Method {
@@ -65,6 +67,7 @@ impl Method {
             Method::ApiKey => "api_key",
             Method::Bearer => "bearer",
             Method::Certificate => "certificate",
+            Method::Dpop => "dpop",
         }
     }
 }

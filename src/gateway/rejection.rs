@@ -124,7 +124,12 @@ impl Rejection {
             Rejection::UnsupportedMediaType => facts(415, error::REFUSED, "unsupported_media_type", Downstream, false),
             Rejection::Identity { problem } => match problem {
                 identity::Error::Invalid { .. } => facts(401, error::REFUSED, "credential_invalid", Downstream, false),
-                identity::Error::Dpop { .. } => facts(401, error::REFUSED, "dpop_invalid", Downstream, false),
+                identity::Error::Dpop { fault: identity::Fault::Proof, .. } => {
+                    facts(401, error::REFUSED, "dpop_invalid", Downstream, false)
+                }
+                identity::Error::Dpop { fault: identity::Fault::Token, .. } => {
+                    facts(401, error::REFUSED, "credential_invalid", Downstream, false)
+                }
                 identity::Error::Missing => facts(401, error::REFUSED, "credential_missing", Downstream, false),
                 identity::Error::Unavailable { .. } => {
                     facts(503, error::REFUSED, "identity_unavailable", Upstream, true)

@@ -114,7 +114,7 @@ pub(super) fn accept(payload: &Map<String, Value>, issuer: &Issuer, mtls: bool) 
         scopes,
         roles: payload.values("roles")?,
         groups: payload.values(&issuer.groups_claim)?,
-        method: Method::Bearer,
+        method: if bound_to.key.is_some() { Method::Dpop } else { Method::Bearer },
         mtls,
         expires_at: u64::try_from(times.expires)
             .ok()

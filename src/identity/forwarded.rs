@@ -193,6 +193,9 @@ fn decoded(text: &str) -> Option<Vec<u8>> {
 
 /// The last element: what the nearest proxy has added. What stands before it was said by somebody else.
 fn envoy(text: &str) -> Option<ClientCertificate> {
+    if text.contains(char::is_control) {
+        return None;
+    }
     let element = parts(text, ',')?.pop()?;
     let mut out = named(String::new());
     let mut whole = None;
@@ -201,8 +204,9 @@ fn envoy(text: &str) -> Option<ClientCertificate> {
         let (key, value) = pair.split_once('=')?;
         let key = key.trim_start_matches(' ').to_ascii_lowercase();
         let (value, quoted) = unquoted(value)?;
-        // The subject's own escapes are those of RFC 4514, and Envoy adds none for the quotes; other values have none.
-        if key != "subject" && quoted && value.contains('\\') {
+        // The subject is always quoted; its escapes are those of RFC 4514, and Envoy adds none. Other values have none.
+        let good = if key == "subject" { quoted } else { !value.contains('\\') };
+        if !good {
             return None;
         }
         match key.as_str() {
@@ -267,7 +271,7 @@ fn parts(text: &str, separator: char) -> Option<Vec<&str>> {
 /// The inside of a value's quotes, or a value that needs none.
 fn unquoted(value: &str) -> Option<(&str, bool)> {
     match value.strip_prefix('"') {
-        None => (!value.contains(['"', '\\', ' ', '='])).then_some((value, false)),
+        None => (!value.contains(['"', '\\', ' '])).then_some((value, false)),
         Some(rest) => {
             let inside = rest.strip_suffix('"')?;
             // One pair only: `"a""b"` is nobody's value.

@@ -56,6 +56,11 @@ pub fn certificate_from_der(leaf: &[u8]) -> Result<ClientCertificate, Certificat
     };
     let names = certificate.subject_alternative_name().map_err(|_| CertificateError::Malformed)?;
     for name in names.iter().flat_map(|names| &names.value.general_names) {
+        if let GeneralName::DNSName(text) | GeneralName::RFC822Name(text) | GeneralName::URI(text) = name
+            && text.contains(char::is_control)
+        {
+            return Err(CertificateError::Malformed);
+        }
         match name {
             GeneralName::DNSName(name) => out.dns_names.push(name.to_ascii_lowercase()),
             GeneralName::RFC822Name(name) => out.emails.push(email(name)),

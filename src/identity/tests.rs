@@ -240,11 +240,12 @@ async fn a_credential_must_be_there_once_and_whole() {
         vec![("authorization", "Bearer =")],
         vec![("authorization", "Bearer \u{e9}")],
         vec![("authorization", "Basic YTpi")],
-        vec![("authorization", "DPoP abc")],
         vec![("authorization", &format!("{good}, {good}"))],
     ] {
         refused(&identity, &request(&headers)).await;
     }
+    let by_dpop = identity.verify(&request(&[("authorization", "DPoP abc")])).await;
+    assert!(matches!(by_dpop, Err(Error::Dpop { fault: Fault::Token, .. })), "{by_dpop:?}");
     let mut in_query = request(&[]);
     in_query.path = format!("/mcp?access_token={}", signer.good());
     assert_eq!(identity.verify(&in_query).await.unwrap_err(), Error::Missing);

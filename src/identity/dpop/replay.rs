@@ -11,6 +11,7 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
 use super::Thumbprint;
+use crate::identity::sha256;
 
 /// Keys at once. Each needs a token of its own that an issuer has bound to it.
 const KEYS_MAX: u64 = 100_000;
@@ -29,6 +30,8 @@ struct Seen {
     digests: HashSet<u128>,
     /// In order of arrival, with the last second at which the proof would be taken.
     order: VecDeque<(i64, u128)>,
+    /// The latest second known: what ended before it may be forgotten already.
+    latest: i64,
 }
 
 impl Default for Replays {
@@ -50,11 +53,17 @@ impl Replays {
 
 impl Seen {
     fn note(&mut self, jti: &str, now: i64, last: i64) -> Result<(), &'static str> {
-        while let Some((_, digest)) = self.order.front().copied().filter(|(last, _)| *last < now) {
+        self.latest = self.latest.max(now);
+        // A request that was overtaken by later ones.
+        if last < self.latest {
+            return Err("the DPoP proof is too old: make one for each request, and check the clock");
+        }
+        let latest = self.latest;
+        while let Some((_, digest)) = self.order.front().copied().filter(|(last, _)| *last < latest) {
             self.order.pop_front();
             self.digests.remove(&digest);
         }
-        let digest = half(&super::super::sha256(jti.as_bytes()));
+        let digest = half(&sha256(jti.as_bytes()));
         if self.digests.contains(&digest) {
             return Err("the DPoP proof has been used before: make one for each request");
         }
@@ -81,12 +90,13 @@ mod tests {
         let (one, two) = ([1; 32], [2; 32]);
         assert!(replays.note(&one, "a", 100, 190).is_ok());
         assert!(replays.note(&one, "a", 100, 190).is_err());
-        assert!(replays.note(&one, "a", 190, 280).is_err(), "it could still be used");
-        assert!(replays.note(&one, "b", 100, 190).is_ok());
+        assert!(replays.note(&one, "a", 190, 190).is_err(), "it could still be used");
+        assert!(replays.note(&one, "b", 190, 190).is_ok());
         assert!(replays.note(&two, "a", 100, 190).is_ok(), "another key's");
         let seen = replays.0.get(&one).expect("known");
         assert_eq!(seen.lock().expect("whole").order.len(), 2);
         assert!(replays.note(&one, "c", 191, 281).is_ok());
+        assert!(replays.note(&one, "a", 190, 190).expect_err("overtaken").contains("too old"));
         assert_eq!(seen.lock().expect("whole").order.len(), 1);
         assert_eq!(seen.lock().expect("whole").digests.len(), 1);
     }

@@ -110,3 +110,25 @@ fn a_whole_certificate_says_it_all_and_must_agree() {
         assert_eq!(envoy(&format!("{lie};Cert=\"{escaped}\"")), None, "{lie}");
     }
 }
+
+proptest::proptest! {
+    #[test]
+    fn no_header_breaks_the_reader(text in "([A-Za-z]{2,7}=|[\"\\\\;,= %a-z0-9/:.]){0,40}") {
+        let _ = envoy(&text);
+        let _ = subject::canonical(&text);
+        let _ = from_escaped(&text);
+    }
+
+    /// Whatever a client got into its name, the proxy writes it with the escapes of RFC 4514, and it stays inside.
+    #[test]
+    fn no_subject_breaks_out_of_its_quotes(name in "[ -~äß€]{1,30}") {
+        let special = |c: char| matches!(c, '"' | '+' | ',' | ';' | '<' | '>' | '\\' | ' ' | '#' | '=');
+        let escaped: String = name.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect();
+        let certificate = envoy(&format!("URI=spiffe://p/one;Subject=\"CN={escaped}\"")).expect("readable");
+        proptest::prop_assert_eq!(certificate.uris, ["spiffe://p/one"]);
+        let dn = subject::canonical(&certificate.subject);
+        proptest::prop_assert_eq!(dn.as_deref(), Some(certificate.subject.as_str()), "it is written in one way");
+        let rule = super::super::Subject::new(&format!("CN={escaped}")).expect("a subject");
+        proptest::prop_assert!(rule.find(&certificate.subject).is_some());
+    }
+}
