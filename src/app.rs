@@ -30,8 +30,8 @@ use crate::telemetry::metrics::Metrics;
 
 pub use build::try_rooms;
 
-/// How often files are looked at for changes, limits swept, gauges set.
-const TICK: Duration = Duration::from_secs(1);
+/// How often files are looked at for changes. A change holds after two looks: a key that was revoked, within a second.
+const TICK: Duration = Duration::from_millis(400);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

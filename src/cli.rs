@@ -14,6 +14,9 @@ use clap::Args;
 use clap::Parser;
 use clap::Subcommand;
 
+use crate::identity::api_key;
+use crate::identity::api_key::Fields;
+
 /// The command did what it was asked for.
 pub const OK: u8 = 0;
 /// The command ran and the answer is no: a bad configuration, a broken audit log, a failed tour.
@@ -63,6 +66,21 @@ struct ApiKey {
     /// Scope of the key; repeat for several.
     #[arg(long = "scope")]
     scopes: Vec<String>,
+    /// Role of the key; repeat for several.
+    #[arg(long = "role")]
+    roles: Vec<String>,
+    /// Group of the key; repeat for several.
+    #[arg(long = "group")]
+    groups: Vec<String>,
+    /// The tenant that its holder belongs to.
+    #[arg(long)]
+    tenant: Option<String>,
+    /// It is good from this moment on: YYYY-MM-DD or YYYY-MM-DDThh:mm:ssZ.
+    #[arg(long)]
+    not_before: Option<String>,
+    /// It ends at this moment: YYYY-MM-DD or YYYY-MM-DDThh:mm:ssZ.
+    #[arg(long)]
+    expires: Option<String>,
 }
 
 /// Where the configuration stands; shared by the verbs that read it.
@@ -104,7 +122,15 @@ fn block_on(work: impl Future<Output = u8>) -> u8 {
 
 impl ApiKey {
     fn run(self) -> u8 {
-        match crate::identity::api_key::generate(&self.name, &self.scopes) {
+        let fields = Fields {
+            scopes: self.scopes,
+            roles: self.roles,
+            groups: self.groups,
+            tenant: self.tenant,
+            not_before: self.not_before,
+            expires: self.expires,
+        };
+        match api_key::generate(&self.name, &fields) {
             Ok((key, line)) => print(&format!("key (shown once): {}\nline for the keys file: {line}", key.expose())),
             Err(error) => complain(&error.to_string()),
         }

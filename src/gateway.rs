@@ -204,10 +204,16 @@ impl Gateway {
         let header = match &rejection {
             Rejection::Identity { problem } if facts.status == 401 => Some((
                 WWW_AUTHENTICATE,
-                challenge::challenge(problem, metadata_url().as_deref(), &house.base_scopes(host, path)),
+                challenge::challenge(
+                    problem,
+                    metadata_url().as_deref(),
+                    &house.base_scopes(host, path),
+                    house.identity.scheme(),
+                ),
             )),
             Rejection::InsufficientScope { scopes } => {
-                Some((WWW_AUTHENTICATE, challenge::insufficient_scope(scopes, metadata_url().as_deref())))
+                let scheme = house.identity.scheme();
+                Some((WWW_AUTHENTICATE, challenge::insufficient_scope(scopes, metadata_url().as_deref(), scheme)))
             }
             Rejection::MethodNotAllowed { allow } => Some((ALLOW, (*allow).to_owned())),
             Rejection::RateLimited { retry_after, .. } => {

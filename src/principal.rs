@@ -60,6 +60,8 @@ pub enum Method {
     ApiKey,
     Bearer,
     Certificate,
+    /// A token, and for each request a proof by the key that it is bound to (RFC 9449).
+    Dpop,
 }
 
 impl Method {
@@ -69,6 +71,7 @@ impl Method {
             Method::ApiKey => "api_key",
             Method::Bearer => "bearer",
             Method::Certificate => "certificate",
+            Method::Dpop => "dpop",
         }
     }
 }

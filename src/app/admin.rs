@@ -84,6 +84,7 @@ fn gauges(gateway: &Gateway, audit: &Audit, metrics: &Metrics) {
     for (name, member) in &gateway.house().members {
         metrics.backend(name, member.backend.healthy(), member.backend.catalog().tools.len());
     }
+    metrics.api_keys(&gateway.house().identity.api_keys_used());
     metrics.audit(&audit.status());
 }
 

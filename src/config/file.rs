@@ -19,11 +19,15 @@ pub(super) use backend::Sse;
 pub(super) use backend::Stdio;
 pub(super) use identity::Access;
 pub(super) use identity::Algorithm;
+pub(super) use identity::CertificateBound;
+pub(super) use identity::CertificateHeader;
 pub(super) use identity::CertificateRule;
 pub(super) use identity::Cloud;
+pub(super) use identity::Dpop;
 pub(super) use identity::Entra;
 pub(super) use identity::Identity;
 pub(super) use identity::Oidc;
+pub(super) use identity::Proxy;
 pub(super) use route::Destination;
 pub(super) use route::Route;
 

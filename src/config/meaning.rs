@@ -36,7 +36,9 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
     let public_url = public_url(book, &root.at("public_url"), file.public_url);
     let listeners = edge::listeners(book, &root, file.listeners);
     let admin = file.admin.and_then(|admin| edge::admin(book, &root.at("admin"), admin));
-    let identity = identity::identity(book, &root, file.identity, &listeners, public);
+    let mut identity = identity::identity(book, &root, file.identity, &listeners, public);
+    identity.public_url.clone_from(&public_url);
+    identity::check_proofs(book, &root, &identity);
     let mut admission = edge::admission(book, &root.at("admission"), file.admission.unwrap_or_default());
     admission.public_host = public_url.as_ref().and_then(Url::host_str).map(str::to_owned);
     if identity.anonymous.is_some() && admission.hosts.is_empty() {

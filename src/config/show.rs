@@ -1,5 +1,6 @@
 //! The effective configuration as YAML: every default filled in, every secret masked. What it shows can be loaded again.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::time::Duration;
 
@@ -13,10 +14,13 @@ use crate::catalog::Mode;
 use crate::credentials;
 use crate::identity;
 use crate::identity::CertificateMatch;
+use crate::identity::Demand;
 use crate::identity::Keys;
+use crate::identity::Tenant;
 use crate::identity::entra::Cloud;
 use crate::identity::entra::Entra;
 use crate::identity::entra::Tenants;
+use crate::identity::forwarded::Place;
 use crate::limits;
 use crate::route::Route;
 use crate::server;
@@ -198,6 +202,13 @@ fn identity(config: &identity::Config) -> Shown {
     if !config.certificates.is_empty() {
         ways.push(map([("certificates", list(&config.certificates, certificate))]));
     }
+    if let Some(proxy) = &config.proxy {
+        let from = list(&proxy.from, |place| match place {
+            Place::Network(network) => text(network),
+            Place::Unix => word("unix"),
+        });
+        ways.push(map([("proxy", map([("from", from), ("certificate_header", word(proxy.header.as_str()))]))]));
+    }
     ways.extend(config.anonymous.as_ref().map(|scopes| map([("anonymous", map([("scopes", list(scopes, text))]))])));
     Shown::List(ways)
 }
@@ -226,6 +237,8 @@ fn entra(entra: &Entra) -> Shown {
         ("guests", access(entra.guests)),
         ("applications", access(entra.applications)),
         ("leeway", span(entra.leeway)),
+        ("certificate_bound", demand(entra.certificate_bound)),
+        ("dpop", demand(entra.dpop)),
     ])
 }
 
@@ -244,17 +257,40 @@ fn issuer(issuer: &identity::Issuer) -> Shown {
         ("leeway", span(issuer.leeway)),
         ("tenant_claim", list(&issuer.tenant_claims, text)),
         ("groups_claim", text(&issuer.groups_claim)),
+        ("certificate_bound", demand(issuer.certificate_bound)),
+        ("dpop", demand(issuer.dpop)),
     ])
+}
+
+fn demand(demand: Demand) -> Shown {
+    word(match demand {
+        Demand::Off => "off",
+        Demand::Optional => "optional",
+        Demand::Required => "required",
+    })
 }
 
 fn certificate(rule: &identity::CertificateRule) -> Shown {
     let (name, value) = match &rule.matches {
-        CertificateMatch::Dns(glob) => ("dns", text(glob.glob())),
+        CertificateMatch::Dns(pattern) => ("dns", text(pattern.text())),
+        CertificateMatch::Email(pattern) => ("email", text(pattern.text())),
         CertificateMatch::Fingerprint(hex) => ("fingerprint", text(hex)),
-        CertificateMatch::Spiffe(glob) => ("spiffe", text(glob.glob())),
-        CertificateMatch::Subject(subject) => ("subject", text(subject)),
+        CertificateMatch::Spiffe(pattern) => ("spiffe", text(pattern.text())),
+        CertificateMatch::Subject(subject) => ("subject", text(subject.text())),
+        CertificateMatch::Uri(pattern) => ("uri", text(pattern.text())),
     };
-    map([(name, value), ("scopes", list(&rule.scopes, text)), ("tenant", maybe(rule.tenant.as_ref(), text))])
+    let words = |set: &BTreeSet<String>| if set.is_empty() { Shown::Nothing } else { list(set, text) };
+    let tenant = match &rule.tenant {
+        Tenant::Fixed(name) => text(name),
+        Tenant::Named | Tenant::None => Shown::Nothing,
+    };
+    map([
+        (name, value),
+        ("scopes", list(&rule.scopes, text)),
+        ("roles", words(&rule.roles)),
+        ("groups", words(&rule.groups)),
+        ("tenant", tenant),
+    ])
 }
 
 fn grant(grant: &crate::policy::Grant) -> Shown {

@@ -102,7 +102,7 @@ impl Errand {
             let call = Call { action, effect: decl.effect, decl, operation, session: None, version: None };
             let mode = self.house.ceiling(&self.route, member);
             open.what(&call, mode);
-            let judged = prepare::Judged::of(&call, mode, &self.request, false);
+            let judged = prepare::Judged::of(&call, mode, &self.principal, &self.request, false);
             match self.house.policy.authorize(&self.principal, call, &judged.context) {
                 Ok(permit) => {
                     open.allowed_by(&permit);
@@ -184,14 +184,14 @@ impl Errand {
         if let Some(name) = asked.message().and_then(|message| message.params.name.as_deref()) {
             open.target(name); // what is found nowhere has been asked for all the same
         }
-        let context = prepare::context(mode, request);
+        let context = prepare::context(mode, &self.principal, request);
         let may_read = |decl: &Decl| house.policy.lists(&self.principal, decl, &context);
         let call = prepare::call(asked, session, member, request, may_read).await?; // target and effect known
         if !Arc::ptr_eq(&known, &member.backend.catalog()) {
             house.lists.changed(member.backend.name(), ListKind::Tools);
         }
         open.what(&call, mode);
-        let judged = prepare::Judged::of(&call, mode, request, mirrors);
+        let judged = prepare::Judged::of(&call, mode, &self.principal, request, mirrors);
         let permit = match house.policy.authorize(&self.principal, call, &judged.context) {
             Ok(permit) => permit, // what was judged is what runs
             Err(denial) => return Err(judged.refuse(denial, house, member, open, request).await),

@@ -96,7 +96,8 @@ impl House {
         if servers.is_empty() {
             return None;
         }
-        Some(challenge::metadata(&format!("{base}{}", route.path), &servers, &self.scopes_of_route(route)))
+        let (resource, proofs) = (format!("{base}{}", route.path), self.identity.proofs());
+        Some(challenge::metadata(&resource, &servers, &self.scopes_of_route(route), proofs))
     }
 
     fn base(&self) -> Option<&str> {

@@ -255,8 +255,8 @@ pub(super) async fn tool(
 }
 
 /// What a judgement depends on besides the caller and the call.
-pub(super) fn context(mode: Mode, request: &Request) -> policy::Context {
-    policy::Context { mode, ip: request.peer.address, mtls: request.peer.certificate.is_some(), now: request.at }
+pub(super) fn context(mode: Mode, principal: &Principal, request: &Request) -> policy::Context {
+    policy::Context { mode, ip: request.peer.address, mtls: principal.mtls, now: request.at }
 }
 
 /// What is needed after the call went into the judgement: its context, and the words if the answer is no.
@@ -271,8 +271,8 @@ pub(super) struct Judged {
 }
 
 impl Judged {
-    pub(super) fn of(call: &Call, mode: Mode, request: &Request, mirrors: bool) -> Judged {
-        let context = context(mode, request);
+    pub(super) fn of(call: &Call, mode: Mode, principal: &Principal, request: &Request, mirrors: bool) -> Judged {
+        let context = context(mode, principal, request);
         let message = call.message().filter(|_| mirrors);
         let headers = message.map_or(Ok(()), |message| mcp::check_params(request, message, &call.decl.headers));
         let subscriptions = call.message().map(|message| message.params.subscriptions.clone()).unwrap_or_default();

@@ -126,6 +126,12 @@ impl Rejection {
             Rejection::UnsupportedMediaType => facts(415, error::REFUSED, "unsupported_media_type", Downstream, false),
             Rejection::Identity { problem } => match problem {
                 identity::Error::Invalid { .. } => facts(401, error::REFUSED, "credential_invalid", Downstream, false),
+                identity::Error::Dpop { fault: identity::Fault::Proof, .. } => {
+                    facts(401, error::REFUSED, "dpop_invalid", Downstream, false)
+                }
+                identity::Error::Dpop { fault: identity::Fault::Token, .. } => {
+                    facts(401, error::REFUSED, "credential_invalid", Downstream, false)
+                }
                 identity::Error::Missing => facts(401, error::REFUSED, "credential_missing", Downstream, false),
                 identity::Error::Unavailable { .. } => {
                     facts(503, error::REFUSED, "identity_unavailable", Upstream, true)
@@ -184,7 +190,9 @@ impl Rejection {
                 "Content-Type must be application/json in UTF-8, without encoding".into()
             }
             Rejection::Identity { problem } => match problem {
-                identity::Error::Invalid { description } => format!("authentication failed: {description}"),
+                identity::Error::Dpop { description, .. } | identity::Error::Invalid { description } => {
+                    format!("authentication failed: {description}")
+                }
                 identity::Error::Missing => "authentication is required; see the WWW-Authenticate header".into(),
                 identity::Error::Unavailable { .. } => {
                     "the identity provider's keys are unavailable; retry later".into()
@@ -276,6 +284,9 @@ impl Rejection {
             Rejection::UnsupportedMediaType,
             Rejection::Identity { problem: identity::Error::Missing },
             Rejection::Identity { problem: identity::Error::Invalid { description: "…".into() } },
+            Rejection::Identity {
+                problem: identity::Error::Dpop { fault: identity::Fault::Proof, description: "…".into() },
+            },
             Rejection::Identity { problem: identity::Error::Unavailable { issuer: text() } },
             Rejection::Message { kind: FaultKind::Parse { what: "…".into() } },
             Rejection::Message { kind: FaultKind::InvalidRequest { what: "…" } },

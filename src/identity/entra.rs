@@ -12,10 +12,12 @@ use url::Url;
 use crate::principal::Claims;
 use crate::principal::Kind;
 
+use super::Demand;
 use super::Error;
 use super::StartError;
 use super::claims::Payload;
 use super::jwks::Source;
+use super::jwt::Demanded;
 use super::oidc;
 use super::strict;
 
@@ -43,6 +45,9 @@ pub struct Entra {
     pub guests: bool,
     /// Applications that act for themselves are let in.
     pub applications: bool,
+    /// As of an [`Issuer`](super::Issuer).
+    pub certificate_bound: Demand,
+    pub dpop: Demand,
 }
 
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -311,6 +316,10 @@ impl Directory {
             members.push(Member { name, source });
         }
         Ok(Directory { config, members })
+    }
+
+    pub(super) fn demanded(&self) -> Demanded {
+        Demanded { certificate_bound: self.config.certificate_bound, dpop: self.config.dpop }
     }
 
     pub(super) fn algorithms(&self) -> &[Algorithm] {

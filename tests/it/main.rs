@@ -3,10 +3,8 @@
 
 /// Legacy clients in front of modern upstreams.
 mod door;
-
 /// Routes with several backends.
 mod federation;
-
 /// Starts a gateway with the demo's issuer and workbench behind it.
 mod harness;
 /// What is hidden, missing or out of date.
@@ -22,6 +20,8 @@ mod news;
 mod old;
 /// What the program does for a person: `demo --tour`, `check`, `front`, `audit verify`, signals and reload.
 mod program;
+/// Proofs beyond the token: DPoP, certificates.
+mod proof;
 /// Judges what the gateway writes by the protocol's own schemas.
 mod referee;
 /// Every revision on both sides, and every kind of message.

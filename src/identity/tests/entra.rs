@@ -105,6 +105,8 @@ impl Tower {
             leeway: Duration::from_secs(30),
             guests: true,
             applications: true,
+            certificate_bound: Demand::Optional,
+            dpop: Demand::Optional,
         }
     }
 
@@ -315,6 +317,8 @@ fn every_cloud_has_issuers_of_both_versions() {
             leeway: Duration::ZERO,
             guests: true,
             applications: true,
+            certificate_bound: Demand::Optional,
+            dpop: Demand::Optional,
         };
         assert_eq!(identity_of(entra).issuers(), [format!("{new}/{CONTOSO}/v2.0")]);
     }

@@ -3,7 +3,9 @@
 use url::Url;
 
 use super::audiences;
+use super::certificate_bound;
 use super::check_url;
+use super::dpop;
 use super::leeway;
 use crate::config::book::Book;
 use crate::config::book::Key;
@@ -54,6 +56,8 @@ pub(super) fn entra(book: &mut Book<'_>, key: &Key, written: file::Entra) -> Opt
         leeway,
         guests: allowed(written.guests),
         applications: allowed(written.applications),
+        certificate_bound: certificate_bound(written.certificate_bound),
+        dpop: dpop(written.dpop),
     })
 }
 
