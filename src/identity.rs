@@ -3,10 +3,12 @@
 pub mod api_key;
 pub mod challenge;
 mod claims;
+pub mod facade;
 mod jwks;
 mod jwt;
 pub mod mtls;
 mod oidc;
+pub mod registration;
 mod strict;
 #[cfg(test)]
 mod tests;
@@ -42,6 +44,8 @@ const WARM_CONCURRENT_MAX: usize = 16;
 #[derive(Clone, Debug, Default)]
 pub struct Config {
     pub issuers: Vec<Issuer>,
+    /// Issuers that clients log in at through a facade of the gateway's.
+    pub logins: Vec<facade::Login>,
     /// A file of hashed keys, see `api_key`.
     pub api_keys: Option<PathBuf>,
     /// Client certificates that name a principal by themselves.
@@ -138,6 +142,7 @@ pub enum StartError {
 /// The one verb, [`Identity::verify`], with what it needs: issuers and their keys, API keys, certificate rules.
 pub struct Identity {
     issuers: Vec<Arc<jwt::Trusted>>,
+    facades: Vec<Arc<facade::Facade>>,
     api_keys: Option<api_key::Keys>,
     certificates: Vec<CertificateRule>,
     anonymous: Option<Pair>,
@@ -203,6 +208,14 @@ impl Identity {
             });
             issuers.push(Arc::new(jwt::Trusted::new(issuer, old.map(|old| &old.source), &mut fetchers)?));
         }
+        let mut facades = Vec::with_capacity(config.logins.len());
+        for login in config.logins {
+            let old = previous.and_then(|previous| previous.facades.iter().find(|old| *old.login() == login));
+            facades.push(match old {
+                Some(facade) => Arc::clone(facade),
+                None => Arc::new(facade::Facade::new(login, &mut fetchers)?),
+            });
+        }
         let anonymous = config.anonymous.map(|scopes| {
             let name = || "anonymous".to_owned();
             Pair::new(Claims {
@@ -215,6 +228,7 @@ impl Identity {
         });
         Ok(Identity {
             issuers,
+            facades,
             api_keys,
             certificates: config.certificates,
             anonymous,
@@ -248,9 +262,37 @@ impl Identity {
         futures_util::stream::iter(fetches).for_each_concurrent(WARM_CONCURRENT_MAX, |fetch| fetch).await;
     }
 
-    /// The names of the trusted issuers, for the protected resource metadata.
-    pub fn issuers(&self) -> Vec<String> {
-        self.issuers.iter().map(|issuer| issuer.config.issuer.clone()).collect()
+    /// Where tokens are to be had, for the protected resource metadata: the trusted issuers, or their facades below `base`.
+    pub fn authorization_servers(&self, base: &str) -> Vec<String> {
+        let name = |issuer: &Arc<jwt::Trusted>| {
+            let issuer = &issuer.config.issuer;
+            let facade = self.facades.iter().find(|facade| facade.login().issuer == *issuer);
+            facade.map_or_else(|| issuer.clone(), |facade| format!("{base}{}", facade.path()))
+        };
+        self.issuers.iter().map(name).collect()
+    }
+
+    /// These scopes as clients must ask for them at the issuer that is named first, which is where they go.
+    pub fn asked_as(&self, scopes: &[String]) -> Vec<String> {
+        let first = self.issuers.first().map(|issuer| &issuer.config.issuer);
+        let facade = self.facades.iter().find(|facade| Some(&facade.login().issuer) == first);
+        let prefix = facade.map_or("", |facade| &facade.login().scope_prefix);
+        scopes.iter().map(|scope| format!("{prefix}{scope}")).collect()
+    }
+
+    /// The facade that is described at this path, and what comes behind the public URL in its identifier there.
+    pub fn facade_described_at(&self, path: &str) -> Option<(&Arc<facade::Facade>, &str)> {
+        // Clients of 2025-03-26 know no protected resource metadata: they ask at the root.
+        if let ([only], true) = (self.facades.as_slice(), facade::is_root_form(path)) {
+            return Some((only, ""));
+        }
+        self.facades.iter().find(|facade| facade.describes_at(path)).map(|facade| (facade, facade.path()))
+    }
+
+    /// The facade whose clients register at this path.
+    pub fn facade_registering_at(&self, path: &str) -> Option<&Arc<facade::Facade>> {
+        let path = path.strip_suffix(facade::REGISTER)?;
+        self.facades.iter().find(|facade| facade.path() == path)
     }
 
     async fn token(

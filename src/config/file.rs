@@ -2,6 +2,7 @@
 
 mod backend;
 mod identity;
+mod login;
 mod route;
 
 use schemars::JsonSchema;
@@ -21,6 +22,7 @@ pub(super) use identity::Algorithm;
 pub(super) use identity::CertificateRule;
 pub(super) use identity::Identity;
 pub(super) use identity::Oidc;
+pub(super) use login::Login;
 pub(super) use route::Destination;
 pub(super) use route::Route;
 

@@ -3,6 +3,7 @@
 mod backend;
 mod edge;
 mod identity;
+mod login;
 mod policy;
 mod route;
 mod sessions;

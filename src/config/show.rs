@@ -14,6 +14,7 @@ use crate::credentials;
 use crate::identity;
 use crate::identity::CertificateMatch;
 use crate::identity::Keys;
+use crate::identity::facade::Login;
 use crate::limits;
 use crate::route::Route;
 use crate::server;
@@ -189,7 +190,7 @@ fn listener(listener: &server::Listener) -> Shown {
 }
 
 fn identity(config: &identity::Config) -> Shown {
-    let mut ways: Vec<Shown> = config.issuers.iter().map(|one| map([("oidc", issuer(one))])).collect();
+    let mut ways: Vec<Shown> = config.issuers.iter().map(|one| map([("oidc", issuer(one, &config.logins))])).collect();
     ways.extend(config.api_keys.as_deref().map(|file| map([("api_keys", map([("file", path(file))]))])));
     if !config.certificates.is_empty() {
         ways.push(map([("certificates", list(&config.certificates, certificate))]));
@@ -198,7 +199,7 @@ fn identity(config: &identity::Config) -> Shown {
     Shown::List(ways)
 }
 
-fn issuer(issuer: &identity::Issuer) -> Shown {
+fn issuer(issuer: &identity::Issuer, logins: &[Login]) -> Shown {
     let (url, file) = match &issuer.keys {
         Keys::Discover => (Shown::Nothing, Shown::Nothing),
         Keys::File(file) => (Shown::Nothing, path(file)),
@@ -213,6 +214,16 @@ fn issuer(issuer: &identity::Issuer) -> Shown {
         ("leeway", span(issuer.leeway)),
         ("tenant_claim", list(&issuer.tenant_claims, text)),
         ("groups_claim", text(&issuer.groups_claim)),
+        ("login", maybe(logins.iter().find(|login| login.issuer == issuer.issuer), login)),
+    ])
+}
+
+fn login(login: &Login) -> Shown {
+    map([
+        ("client_id", text(&login.client_id)),
+        ("loopback", word(login.loopback)),
+        ("redirect_uris", unless_empty(&login.redirect_uris, text)),
+        ("scope_prefix", maybe(Some(&login.scope_prefix).filter(|prefix| !prefix.is_empty()), text)),
     ])
 }
 

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::Login;
 use crate::config::scalar::Span;
 use crate::config::scalar::Strings;
 
@@ -80,6 +81,8 @@ pub(in crate::config) struct Oidc {
     pub tenant_claim: Option<Strings>,
     /// The claim that lists groups. Default: `groups`.
     pub groups_claim: Option<String>,
+    /// How MCP clients log in, where the issuer does not let them by itself. Default: they go to the issuer.
+    pub login: Option<Login>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq)]

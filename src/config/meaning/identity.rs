@@ -7,6 +7,7 @@ use url::Url;
 
 use super::edge;
 use super::is_loopback;
+use super::login::login;
 use crate::config::book::Book;
 use crate::config::book::Key;
 use crate::config::file;
@@ -98,8 +99,9 @@ pub(super) fn identity(
                         .filter_map(|(index, rule)| certificate(book, &key.index(index), rule)),
                 );
             }
-            Identity::Oidc(written) => {
+            Identity::Oidc(mut written) => {
                 let key = key.at("oidc");
+                let facade = written.login.take();
                 if !public && !book.touched(&root.at("public_url")) {
                     book.error(&root.at("public_url"), "is missing, and `oidc` needs it: clients find the login by it (RFC 9728); for example `public_url: https://mcp.example.com`");
                 }
@@ -113,6 +115,7 @@ pub(super) fn identity(
                             ),
                         );
                     }
+                    meant.logins.extend(facade.and_then(|written| login(book, &key, written, &issuer.issuer)));
                     meant.issuers.push(issuer);
                 }
             }
@@ -239,7 +242,7 @@ fn keys(book: &mut Book<'_>, key: &Key, url: Option<String>, file: Option<String
 }
 
 /// Who can change the keys on their way can sign tokens.
-fn check_url(book: &mut Book<'_>, key: &Key, text: &str, what: &str) {
+pub(super) fn check_url(book: &mut Book<'_>, key: &Key, text: &str, what: &str) {
     let url = Url::parse(text).ok().filter(Url::has_host);
     let good = url.as_ref().is_some_and(|url| {
         let clean = url.username().is_empty() && url.password().is_none();
