@@ -19,7 +19,7 @@ use crate::harness::client;
 use crate::live::real;
 use crate::live::tool;
 
-const READS: [&str; 2] = ["list_notes", "read_note"];
+const READS: [&str; 3] = ["count_slowly", "list_notes", "read_note"];
 
 /// A real OpenID provider; ended when dropped.
 struct Provider {
@@ -155,7 +155,7 @@ async fn a_client_that_lacks_a_scope_is_told_which_and_comes_back_with_it() {
         assert!(asked(0).contains("mcp.read") && !asked(0).contains("mcp.write"), "{which}: {lines:?}");
         assert!(asked(1).contains("mcp.write"), "{which}: {lines:?}");
         assert_eq!(lines[1]["logins"], 2, "{which}");
-        assert_eq!(lines[1]["tools"].as_array().unwrap().len(), 4, "{which}: {lines:?}");
+        assert_eq!(lines[1]["tools"].as_array().unwrap().len(), 5, "{which}: {lines:?}");
         let record = rig.record(|record| record["reason"] == "insufficient_scope").await;
         assert_eq!(record["status"], 403, "{which}");
     }
@@ -372,7 +372,7 @@ async fn a_person_logs_in_by_the_browser_uses_it_over_stdio_and_logs_out() {
         assert!(out(&used).contains("list_notes"), "{}{}", out(&used), err(&used));
         let who = home.run(&["whoami", &url]).await;
         assert!(
-            out(&who).contains("sub: ada") && out(&who).contains("accepted; 2 tools"),
+            out(&who).contains("sub: ada") && out(&who).contains("accepted; 3 tools"),
             "{}{}",
             out(&who),
             err(&who)

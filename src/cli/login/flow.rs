@@ -4,8 +4,6 @@ use std::time::Duration;
 use std::time::SystemTime;
 
 use openidconnect::AuthType;
-use openidconnect::AuthUrl;
-use openidconnect::AuthenticationFlow;
 use openidconnect::AuthorizationCode;
 use openidconnect::ClientId;
 use openidconnect::ClientSecret;
@@ -16,7 +14,6 @@ use openidconnect::EndpointSet;
 use openidconnect::ErrorResponse;
 use openidconnect::IssuerUrl;
 use openidconnect::JsonWebKeySet;
-use openidconnect::Nonce;
 use openidconnect::OAuth2TokenResponse;
 use openidconnect::PkceCodeChallenge;
 use openidconnect::PkceCodeVerifier;
@@ -27,7 +24,6 @@ use openidconnect::Scope;
 use openidconnect::TokenUrl;
 use openidconnect::core::CoreClient;
 use openidconnect::core::CoreDeviceAuthorizationResponse;
-use openidconnect::core::CoreResponseType;
 use openidconnect::core::CoreTokenResponse;
 use serde_json::json;
 use url::Url;
@@ -37,6 +33,8 @@ use super::discovery::Server;
 use super::web;
 use super::web::Web;
 use crate::secret::Secret;
+
+const NO_CLIENT: &str = "there is no client id";
 
 const CLIENT_NAME: &str = "wardgate";
 
@@ -123,7 +121,7 @@ impl Client {
     }
 
     fn speaker(&self, issuer: &str, token: &Url) -> Result<Speaker, String> {
-        let id = self.id.clone().ok_or("there is no client id")?;
+        let id = self.id.clone().ok_or(NO_CLIENT)?;
         let issuer = IssuerUrl::new(issuer.to_owned()).map_err(|_| format!("`{issuer}` is no URL"))?;
         let mut client = CoreClient::new(ClientId::new(id), issuer, JsonWebKeySet::default()).disable_openid_scope();
         if let Some(secret) = &self.secret {
@@ -145,16 +143,21 @@ pub(super) fn begin(found: &Discovered, client: &Client, scopes: &[String], redi
         ));
     }
     let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
-    let redirect_url = RedirectUrl::from_url(redirect.clone());
-    let speaker = client.speaker(&server.issuer, &server.token)?.set_redirect_uri(redirect_url);
-    let speaker = speaker.set_auth_uri(AuthUrl::from_url(authorization));
-    let flow = AuthenticationFlow::<CoreResponseType>::AuthorizationCode;
-    let (address, state, _) = speaker
-        .authorize_url(flow, CsrfToken::new_random, Nonce::new_random)
-        .add_scopes(scopes.iter().cloned().map(Scope::new))
-        .set_pkce_challenge(challenge)
-        .add_extra_param("resource", found.resource.clone())
-        .url();
+    let state = CsrfToken::new_random();
+    // Written here: the crate's own form always has a `nonce`, which providers refuse without the `openid` scope.
+    let mut address = authorization;
+    address
+        .query_pairs_mut()
+        .append_pair("response_type", "code")
+        .append_pair("client_id", client.id.as_deref().ok_or(NO_CLIENT)?)
+        .append_pair("redirect_uri", redirect.as_str())
+        .append_pair("state", state.secret())
+        .append_pair("code_challenge", challenge.as_str())
+        .append_pair("code_challenge_method", challenge.method().as_str())
+        .append_pair("resource", &found.resource);
+    if !scopes.is_empty() {
+        address.query_pairs_mut().append_pair("scope", &scopes.join(" "));
+    }
     let (redirect, scopes) = (redirect.clone(), scopes.to_vec());
     Ok(Begun { address, state: state.secret().clone(), verifier, redirect, scopes })
 }

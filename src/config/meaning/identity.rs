@@ -115,7 +115,7 @@ pub(super) fn identity(
                             ),
                         );
                     }
-                    meant.logins.extend(facade.and_then(|written| login(book, &key, written, &issuer.issuer)));
+                    login(book, &key, facade, &issuer.issuer, &mut meant.logins);
                     meant.issuers.push(issuer);
                 }
             }

@@ -16,8 +16,15 @@ const REDIRECTS_MAX: usize = 64;
 const BROWSER_SCHEMES: [&str; 12] =
     ["about", "blob", "data", "file", "ftp", "http", "javascript", "mailto", "vbscript", "view-source", "ws", "wss"];
 
-/// How clients log in at `issuer`; `key` is where the issuer stands.
-pub(super) fn login(book: &mut Book<'_>, key: &Key, written: file::Login, issuer: &str) -> Option<facade::Login> {
+/// How clients log in at `issuer`, beside the `known` ones; `key` is where the issuer stands.
+pub(super) fn login(
+    book: &mut Book<'_>,
+    key: &Key,
+    written: Option<file::Login>,
+    issuer: &str,
+    known: &mut Vec<facade::Login>,
+) {
+    let Some(written) = written else { return };
     let key = key.at("login");
     let client_id =
         book.require(&key, "client_id", written.client_id, "client_id: 00000000-0000-0000-0000-000000000000");
@@ -41,13 +48,15 @@ pub(super) fn login(book: &mut Book<'_>, key: &Key, written: file::Login, issuer
     if !scope_prefix.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\') {
         book.error(&key.at("scope_prefix"), format!("`{}` cannot stand in a scope", short(&scope_prefix)));
     }
-    let login =
-        facade::Login { issuer: issuer.to_owned(), client_id: client_id?, loopback, redirect_uris, scope_prefix };
     check_url(book, &key, issuer, "where its login is described: `issuer`");
+    let Some(client_id) = client_id else { return };
+    let login = facade::Login { issuer: issuer.to_owned(), client_id, loopback, redirect_uris, scope_prefix };
     if login.path().is_none() && !issuer.is_empty() {
         book.error(&key, format!("`{}` has characters that the path of its login cannot have", short(issuer)));
+    } else if known.iter().any(|other| other.path() == login.path()) {
+        book.error(&key, "stands where the login of another issuer stands: they differ only at the end");
     }
-    Some(login)
+    known.push(login);
 }
 
 /// Whoever controls a redirect address gets the codes of everybody who follows a link to it.
