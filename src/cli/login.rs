@@ -50,6 +50,10 @@ pub(super) struct Login {
     /// Which of the server's authorization servers, if it names several; default: the first.
     #[arg(long, value_name = "ISSUER")]
     issuer: Option<String>,
+    /// Do not name the server to the provider (RFC 8707 `resource`), for those that refuse it: Entra ID, where the Application
+    /// ID URI is not the URL (AADSTS9010010).
+    #[arg(long)]
+    no_resource: bool,
     /// Print the address, and start no browser.
     #[arg(long)]
     no_browser: bool,
@@ -82,7 +86,10 @@ impl Login {
         super::stdio::check_url(&self.url)?;
         let store = if self.print { None } else { Some(Store::open()?) };
         let web = Web::new(&self.url, self.ca.as_deref()).await?;
-        let found = discovery::discover(&web, &self.url, self.issuer.as_deref()).await?;
+        let mut found = discovery::discover(&web, &self.url, self.issuer.as_deref()).await?;
+        if self.no_resource {
+            found.resource = None;
+        }
         let scopes = found.scopes_to_ask(&self.scopes);
         let mut client = Client { id: self.client_id.clone(), secret: None };
         let granted = if self.device {

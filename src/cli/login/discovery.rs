@@ -17,8 +17,8 @@ const OPENID: &str = "/.well-known/openid-configuration";
 /// Everything a login needs to know.
 #[derive(Debug)]
 pub(super) struct Discovered {
-    /// As the server calls itself: sent as `resource` (RFC 8707), so that the token is for it alone.
-    pub(super) resource: String,
+    /// As the server calls itself: sent as `resource` (RFC 8707), so that the token is for it alone. `None`: not to be sent.
+    pub(super) resource: Option<String>,
     /// What the server says should be asked for.
     pub(super) scopes: Vec<String>,
     pub(super) server: Server,
@@ -85,7 +85,7 @@ pub(super) async fn discover(web: &Web, url: &Url, issuer: Option<&str>) -> Resu
         Some(scope) => scope.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect(),
         None => texts(&document, "scopes_supported"),
     };
-    Ok(Discovered { resource, scopes, server: server(web, chosen).await? })
+    Ok(Discovered { resource: Some(resource), scopes, server: server(web, chosen).await? })
 }
 
 /// The document that the challenge names, or else the one at the path's or the root's well-known place.
@@ -198,6 +198,7 @@ mod tests {
 
     #[tokio::test]
     async fn metadata_is_of_the_issuer_that_was_asked_for_and_its_endpoints_are_safe() {
+        crate::server::install_crypto();
         let web = Web::new(&"https://gw.test/mcp".parse().unwrap(), None).await.unwrap();
         let whole = json!({
             "issuer": "https://idp.test",

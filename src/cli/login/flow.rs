@@ -153,8 +153,10 @@ pub(super) fn begin(found: &Discovered, client: &Client, scopes: &[String], redi
         .append_pair("redirect_uri", redirect.as_str())
         .append_pair("state", state.secret())
         .append_pair("code_challenge", challenge.as_str())
-        .append_pair("code_challenge_method", challenge.method().as_str())
-        .append_pair("resource", &found.resource);
+        .append_pair("code_challenge_method", challenge.method().as_str());
+    if let Some(resource) = &found.resource {
+        address.query_pairs_mut().append_pair("resource", resource);
+    }
     if !scopes.is_empty() {
         address.query_pairs_mut().append_pair("scope", &scopes.join(" "));
     }
@@ -171,12 +173,11 @@ pub(super) async fn finish(
 ) -> Result<Granted, String> {
     let speaker = client.speaker(&found.server.issuer, &found.server.token)?;
     let speaker = speaker.set_redirect_uri(RedirectUrl::from_url(begun.redirect));
-    let answer = speaker
-        .exchange_code(AuthorizationCode::new(code.expose().to_owned()))
-        .set_pkce_verifier(begun.verifier)
-        .add_extra_param("resource", found.resource.clone())
-        .request_async(web)
-        .await;
+    let mut asked = speaker.exchange_code(AuthorizationCode::new(code.expose().to_owned()));
+    if let Some(resource) = &found.resource {
+        asked = asked.add_extra_param("resource", resource.clone());
+    }
+    let answer = asked.set_pkce_verifier(begun.verifier).request_async(web).await;
     granted(answer.map_err(|error| refusal(&error))?, &begun.scopes)
 }
 
@@ -191,22 +192,21 @@ pub(super) async fn device(
     let endpoint = server.device.clone().ok_or_else(|| format!("`{}` knows no device flow", server.issuer))?;
     let speaker = client.speaker(&server.issuer, &server.token)?;
     let speaker = speaker.set_device_authorization_url(DeviceAuthorizationUrl::from_url(endpoint));
-    let asked = speaker
-        .exchange_device_code()
-        .add_scopes(scopes.iter().cloned().map(Scope::new))
-        .add_extra_param("resource", found.resource.clone());
+    let mut asked = speaker.exchange_device_code().add_scopes(scopes.iter().cloned().map(Scope::new));
+    if let Some(resource) = &found.resource {
+        asked = asked.add_extra_param("resource", resource.clone());
+    }
     let details: CoreDeviceAuthorizationResponse = asked.request_async(web).await.map_err(|error| refusal(&error))?;
     let place = plain(details.verification_uri().as_str());
     tell(&format!("Open {place} on any device and enter the code:\n\n  {}\n", plain(details.user_code().secret())));
     if let Some(whole) = details.verification_uri_complete() {
         tell(&format!("Or open this address, which has it already:\n\n  {}\n", plain(whole.secret())));
     }
-    let answer = speaker
-        .exchange_device_access_token(&details)
-        .add_extra_param("resource", found.resource.clone())
-        .set_max_backoff_interval(DEVICE_INTERVAL_MAX)
-        .request_async(web, tokio::time::sleep, None)
-        .await;
+    let mut asked = speaker.exchange_device_access_token(&details);
+    if let Some(resource) = &found.resource {
+        asked = asked.add_extra_param("resource", resource.clone());
+    }
+    let answer = asked.set_max_backoff_interval(DEVICE_INTERVAL_MAX).request_async(web, tokio::time::sleep, None).await;
     granted(answer.map_err(|error| refusal(&error))?, scopes)
 }
 
@@ -215,15 +215,16 @@ pub(super) async fn refresh(
     web: &Web,
     (issuer, token): (&str, &Url),
     client: &Client,
-    (refresh_token, resource): (&Secret, &str),
+    (refresh_token, resource): (&Secret, Option<&str>),
     scopes: &[String],
 ) -> Result<Granted, String> {
-    let answer = client
-        .speaker(issuer, token)?
-        .exchange_refresh_token(&RefreshToken::new(refresh_token.expose().to_owned()))
-        .add_extra_param("resource", resource.to_owned())
-        .request_async(web)
-        .await;
+    let speaker = client.speaker(issuer, token)?;
+    let old = RefreshToken::new(refresh_token.expose().to_owned());
+    let mut asked = speaker.exchange_refresh_token(&old);
+    if let Some(resource) = resource {
+        asked = asked.add_extra_param("resource", resource.to_owned());
+    }
+    let answer = asked.request_async(web).await;
     granted(answer.map_err(|error| refusal(&error))?, scopes)
 }
 

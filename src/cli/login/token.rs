@@ -29,7 +29,8 @@ const RENEW_BEFORE: Duration = Duration::from_secs(60);
 pub(in crate::cli) struct Login {
     pub(super) url: Url,
     pub(in crate::cli) issuer: String,
-    resource: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    resource: Option<String>,
     client_id: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     client_secret: Option<String>,
@@ -105,7 +106,7 @@ impl Login {
             Client { id: Some(self.client_id.clone()), secret: self.client_secret.as_deref().map(Secret::new) };
         let token = Secret::new(token.as_str());
         let server = (self.issuer.as_str(), &self.token_endpoint);
-        let granted = flow::refresh(web, server, &client, (&token, &self.resource), &self.scopes).await;
+        let granted = flow::refresh(web, server, &client, (&token, self.resource.as_deref()), &self.scopes).await;
         let granted = granted.map_err(|why| format!("the login cannot be renewed: {why}; {again}"))?;
         let mut login = self.clone();
         login.take(granted);
