@@ -20,7 +20,7 @@ pub(in crate::config) enum Identity {
     /// `client_auth`.
     Certificates(Vec<CertificateRule>),
     /// Bearer tokens (JWT) of one issuer.
-    Oidc(Oidc),
+    Oidc(Box<Oidc>),
 }
 
 /// Callers without a credential.

@@ -105,7 +105,7 @@ pub(super) fn identity(
                 if !public && !book.touched(&root.at("public_url")) {
                     book.error(&root.at("public_url"), "is missing, and `oidc` needs it: clients find the login by it (RFC 9728); for example `public_url: https://mcp.example.com`");
                 }
-                if let Some(issuer) = issuer(book, &key, written) {
+                if let Some(issuer) = issuer(book, &key, *written) {
                     if meant.issuers.iter().any(|known| known.issuer == issuer.issuer) {
                         book.error(
                             &key.at("issuer"),
