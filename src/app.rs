@@ -139,8 +139,12 @@ impl Spine for Gateway {
         Gateway::note(self, head, reply)
     }
 
-    fn metadata(&self, host: &str, path: &str) -> Option<Bytes> {
-        Gateway::metadata(self, host, path)
+    async fn document(&self, host: &str, path: &str) -> Result<Bytes, Rejection> {
+        Gateway::document(self, host, path).await
+    }
+
+    fn register(&self, head: Head, path: &str, body: &[u8]) -> Reply {
+        Gateway::register(self, head, path, body)
     }
 
     fn admit(&self, peer: &Peer) -> Result<(), Rejection> {

@@ -1,10 +1,12 @@
-//! The command line: `run`, `front`, `stdio`, `demo`, `check`, `audit verify`, `api-key`, `schema`.
+//! The command line: `run`, `front`, `stdio`, `login`, `logout`, `whoami`, `demo`, `check`, `audit verify`, `api-key`, `schema`.
 
 mod audit;
 mod check;
 mod front;
+mod login;
 mod run;
 mod stdio;
+mod whoami;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -38,6 +40,12 @@ enum Verb {
     Front(front::Front),
     /// Let a client that only speaks stdio use a gateway, or any MCP server on HTTP(S): it starts this command.
     Stdio(stdio::Stdio),
+    /// Log in for a gateway's route, or for any MCP server that wants it; `wardgate stdio URL` uses the login.
+    Login(login::Login),
+    /// End a login: forget its tokens, and revoke them where that is possible.
+    Logout(login::Logout),
+    /// Who is a token to a configuration, and why not? With a URL: what does the gateway say to the kept login?
+    Whoami(whoami::Whoami),
     /// See it work: an identity provider, an MCP server and the gateway on loopback, and a short tour.
     #[cfg(feature = "demo")]
     Demo(Demo),
@@ -98,6 +106,9 @@ pub fn main() -> ExitCode {
         Verb::Run(verb) => block_on(verb.run()),
         Verb::Front(verb) => block_on(verb.run()),
         Verb::Stdio(verb) => block_on(verb.run()),
+        Verb::Login(verb) => block_on(verb.run()),
+        Verb::Logout(verb) => block_on(verb.run()),
+        Verb::Whoami(verb) => block_on(verb.run()),
         #[cfg(feature = "demo")]
         Verb::Demo(verb) => block_on(crate::demo::run(crate::demo::Options { tour_only: verb.tour })),
         Verb::Check(verb) => verb.run(),

@@ -5,6 +5,7 @@ pub mod challenge;
 mod claims;
 mod dpop;
 pub mod entra;
+pub mod facade;
 pub mod forwarded;
 mod jwks;
 mod jwt;
@@ -13,6 +14,7 @@ pub mod mtls;
 mod oidc;
 mod pattern;
 mod presented;
+pub mod registration;
 mod strict;
 mod subject;
 #[cfg(test)]
@@ -35,6 +37,7 @@ use crate::exchange::Request;
 use crate::principal::Claims;
 use crate::principal::Method;
 use crate::principal::Principal;
+use crate::route;
 
 use presented::Presented;
 
@@ -56,6 +59,8 @@ const WARM_CONCURRENT_MAX: usize = 16;
 pub struct Config {
     pub issuers: Vec<Issuer>,
     pub entra: Vec<entra::Entra>,
+    /// Issuers that clients log in at through a facade of the gateway's.
+    pub logins: Vec<facade::Login>,
     /// A file of hashed keys, see `api_key`.
     pub api_keys: Option<PathBuf>,
     /// Client certificates that name a principal by themselves.
@@ -64,6 +69,8 @@ pub struct Config {
     pub proxy: Option<forwarded::Proxy>,
     /// The address clients use: what a DPoP proof must be for.
     pub public_url: Option<Url>,
+    /// Hosts that stand in its place, for they are a route's own.
+    pub hosts: BTreeSet<String>,
     /// No identity at all: every caller is `anonymous` with these scopes. Only for loopback sidecars.
     pub anonymous: Option<BTreeSet<String>>,
 }
@@ -230,10 +237,12 @@ pub enum StartError {
 /// The one verb, [`Identity::verify`], with what it needs: issuers and their keys, API keys, certificate rules.
 pub struct Identity {
     trust: jwt::Trust,
+    facades: Vec<Arc<facade::Facade>>,
     api_keys: Option<api_key::Keys>,
     certificates: Vec<CertificateRule>,
     proxy: Option<forwarded::Proxy>,
     public_url: Option<Url>,
+    hosts: BTreeSet<String>,
     anonymous: Option<Pair>,
     replays: Arc<dpop::Replays>,
     tokens: Cache<TokenKey, Arc<jwt::Verified>>,
@@ -308,6 +317,14 @@ impl Identity {
             }
             trust.directories.push(directory);
         }
+        let mut facades = Vec::with_capacity(config.logins.len());
+        for login in config.logins {
+            let old = previous.and_then(|previous| previous.facades.iter().find(|old| *old.login() == login));
+            facades.push(match old {
+                Some(facade) => Arc::clone(facade),
+                None => Arc::new(facade::Facade::new(login, &mut fetchers)?),
+            });
+        }
         let anonymous = config.anonymous.map(|scopes| {
             let name = || "anonymous".to_owned();
             Pair::new(Claims {
@@ -320,10 +337,12 @@ impl Identity {
         });
         Ok(Identity {
             trust,
+            facades,
             api_keys,
             certificates: config.certificates,
             proxy: config.proxy,
             public_url: config.public_url,
+            hosts: config.hosts,
             anonymous,
             replays: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.replays)),
             tokens: Cache::builder().max_capacity(TOKENS_MAX).expire_after(jwt::UntilExpiry).build(),
@@ -364,10 +383,45 @@ impl Identity {
         futures_util::stream::iter(fetches).for_each_concurrent(WARM_CONCURRENT_MAX, |fetch| fetch).await;
     }
 
-    /// Where clients can get a token, for the protected resource metadata.
-    pub fn issuers(&self) -> Vec<String> {
-        let issuers = self.trust.issuers.iter().map(|issuer| issuer.config.issuer.clone());
-        issuers.chain(self.trust.directories.iter().map(entra::Directory::login_at)).collect()
+    /// Where clients can get a token, for the protected resource metadata: at the trusted issuers, or at their facades
+    /// below `base`.
+    pub fn authorization_servers(&self, base: &str) -> Vec<String> {
+        let issuers = self.trust.issuers.iter().map(|issuer| (issuer.config.issuer.clone(), None));
+        let directories = self.trust.directories.iter();
+        let all = issuers.chain(directories.map(|entra| (entra.config.place(), Some(entra.login_at()))));
+        let name = |(place, own): (String, Option<String>)| match self.facade_of(&place) {
+            Some(facade) => format!("{base}{}", facade.path()),
+            None => own.unwrap_or(place),
+        };
+        all.map(name).collect()
+    }
+
+    fn facade_of(&self, place: &str) -> Option<&Arc<facade::Facade>> {
+        self.facades.iter().find(|facade| facade.login().issuer == place)
+    }
+
+    /// These scopes as clients must ask for them at the issuer that is named first, which is where they go.
+    pub fn asked_as(&self, scopes: &[String]) -> Vec<String> {
+        let directory = || self.trust.directories.first().map(|directory| directory.config.place());
+        let first = self.trust.issuers.first().map(|issuer| issuer.config.issuer.clone()).or_else(directory);
+        let facade = first.and_then(|first| self.facade_of(&first));
+        let prefix = facade.map_or("", |facade| &facade.login().scope_prefix);
+        scopes.iter().map(|scope| format!("{prefix}{scope}")).collect()
+    }
+
+    /// The facade that is described at this path, and what comes behind the public URL in its identifier there.
+    pub fn facade_described_at(&self, path: &str) -> Option<(&Arc<facade::Facade>, &str)> {
+        // Clients of 2025-03-26 know no protected resource metadata: they ask at the root.
+        if let ([only], true) = (self.facades.as_slice(), facade::is_root_form(path)) {
+            return Some((only, ""));
+        }
+        self.facades.iter().find(|facade| facade.describes_at(path)).map(|facade| (facade, facade.path()))
+    }
+
+    /// The facade whose clients register at this path.
+    pub fn facade_registering_at(&self, path: &str) -> Option<&Arc<facade::Facade>> {
+        let path = path.strip_suffix(facade::REGISTER)?;
+        self.facades.iter().find(|facade| facade.path() == path)
     }
 
     /// How a caller without a token should present one: by DPoP where nothing else would be accepted.
@@ -433,12 +487,14 @@ impl Identity {
         let proof = request.single_header("dpop").map_err(|()| "there is more than one `DPoP` header")?;
         let proof = proof.ok_or("there is no `DPoP` header with a proof")?;
         // Where there are issuers there is a public URL; without one no proof could be for us.
-        let base = self.public_url.as_ref().ok_or("DPoP needs the `public_url` of the gateway")?;
+        let own = self.hosts.get(route::bare(&request.host)).map(String::as_str);
+        let base = self.public_url.as_ref().and_then(|public| route::address(public, own));
+        let base = base.ok_or("DPoP needs the `public_url` of the gateway")?;
         let expected = dpop::Expected {
             bound_to,
             token,
             method: request.verb.as_str(),
-            base,
+            base: &base,
             path: &request.path,
             // Now, not when the head came: a body can be slow, and what was seen meanwhile may be forgotten by now.
             now: seconds(request.at.checked_add(request.started.elapsed()).unwrap_or(request.at)),

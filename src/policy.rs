@@ -73,6 +73,19 @@ pub struct Grant {
     pub tools: Vec<String>,
 }
 
+impl Grant {
+    /// Is it for this caller? What the policies that it becomes ask first.
+    pub fn is_for(&self, principal: &Principal) -> bool {
+        match (&self.scope, &self.role, &self.group, &self.subject) {
+            (Some(scope), ..) => principal.scopes.contains(scope),
+            (_, Some(role), ..) => principal.roles.contains(role),
+            (_, _, Some(group), _) => principal.groups.contains(group),
+            (.., Some(subject)) => principal.subject == *subject,
+            (None, None, None, None) => true,
+        }
+    }
+}
+
 /// Facts about the exchange that policy conditions may use as `context`.
 #[derive(Clone, Debug)]
 pub struct Context {

@@ -215,7 +215,7 @@ fn nothing_unfinished_and_nothing_hidden_is_in_the_tree() {
 const THREATS: std::ops::RangeInclusive<u32> = 1..=47;
 
 /// The list of threats without a case may only shrink: lower this number when a case is added, never raise it.
-const UNCOVERED_MAX: usize = 3;
+const UNCOVERED_MAX: usize = 1;
 
 #[test]
 fn every_threat_has_a_case_or_is_owned_up_to() {

@@ -2,6 +2,7 @@
 
 mod backend;
 mod identity;
+mod login;
 mod route;
 
 use schemars::JsonSchema;
@@ -28,6 +29,7 @@ pub(super) use identity::Entra;
 pub(super) use identity::Identity;
 pub(super) use identity::Oidc;
 pub(super) use identity::Proxy;
+pub(super) use login::Login;
 pub(super) use route::Destination;
 pub(super) use route::Route;
 

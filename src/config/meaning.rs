@@ -3,6 +3,7 @@
 mod backend;
 mod edge;
 mod identity;
+mod login;
 mod policy;
 mod route;
 mod sessions;
@@ -47,6 +48,7 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
     }
     let backends = backend::backends(book, &root, file.backends);
     let routes = route::routes(book, &root, file.routes, &backends);
+    identity.hosts = routes.routes.iter().filter_map(|route| route.host.clone()).collect();
     let policy = policy::policy(book, &root, file.mode, file.grants, file.policies);
     let limits = file.limits.map(|limits| limits_of(book, &root.at("limits"), limits)).unwrap_or_default();
     let audit = audit(book, &root, file.audit, &listeners);

@@ -20,6 +20,7 @@ use crate::identity::Tenant;
 use crate::identity::entra::Cloud;
 use crate::identity::entra::Entra;
 use crate::identity::entra::Tenants;
+use crate::identity::facade::Login;
 use crate::identity::forwarded::Place;
 use crate::limits;
 use crate::route::Route;
@@ -196,8 +197,8 @@ fn listener(listener: &server::Listener) -> Shown {
 }
 
 fn identity(config: &identity::Config) -> Shown {
-    let mut ways: Vec<Shown> = config.entra.iter().map(|one| map([("entra", entra(one))])).collect();
-    ways.extend(config.issuers.iter().map(|one| map([("oidc", issuer(one))])));
+    let mut ways: Vec<Shown> = config.entra.iter().map(|one| map([("entra", entra(one, &config.logins))])).collect();
+    ways.extend(config.issuers.iter().map(|one| map([("oidc", issuer(one, &config.logins))])));
     ways.extend(config.api_keys.as_deref().map(|file| map([("api_keys", map([("file", path(file))]))])));
     if !config.certificates.is_empty() {
         ways.push(map([("certificates", list(&config.certificates, certificate))]));
@@ -213,7 +214,7 @@ fn identity(config: &identity::Config) -> Shown {
     Shown::List(ways)
 }
 
-fn entra(entra: &Entra) -> Shown {
+fn entra(entra: &Entra, logins: &[Login]) -> Shown {
     let (tenant, tenants) = match &entra.tenants {
         Tenants::Any => (Shown::Nothing, word("any")),
         Tenants::Organizations => (Shown::Nothing, word("organizations")),
@@ -239,10 +240,11 @@ fn entra(entra: &Entra) -> Shown {
         ("leeway", span(entra.leeway)),
         ("certificate_bound", demand(entra.certificate_bound)),
         ("dpop", demand(entra.dpop)),
+        ("login", login(&entra.place(), logins)),
     ])
 }
 
-fn issuer(issuer: &identity::Issuer) -> Shown {
+fn issuer(issuer: &identity::Issuer, logins: &[Login]) -> Shown {
     let (url, file) = match &issuer.keys {
         Keys::Discover => (Shown::Nothing, Shown::Nothing),
         Keys::File(file) => (Shown::Nothing, path(file)),
@@ -259,6 +261,17 @@ fn issuer(issuer: &identity::Issuer) -> Shown {
         ("groups_claim", text(&issuer.groups_claim)),
         ("certificate_bound", demand(issuer.certificate_bound)),
         ("dpop", demand(issuer.dpop)),
+        ("login", login(&issuer.issuer, logins)),
+    ])
+}
+
+fn login(issuer: &str, logins: &[Login]) -> Shown {
+    let Some(login) = logins.iter().find(|login| login.issuer == issuer) else { return Shown::Nothing };
+    map([
+        ("client_id", text(&login.client_id)),
+        ("loopback", word(login.loopback)),
+        ("redirect_uris", unless_empty(&login.redirect_uris, text)),
+        ("scope_prefix", maybe(Some(&login.scope_prefix).filter(|prefix| !prefix.is_empty()), text)),
     ])
 }
 

@@ -79,6 +79,28 @@ impl Origin {
     }
 }
 
+/// Where an issuer describes its authorization server: OpenID discovery, or RFC 8414 where that is not there.
+#[derive(Clone)]
+pub(super) struct Description {
+    urls: [Url; 2],
+    http: Http,
+}
+
+impl Description {
+    pub(super) async fn fetch(&self) -> Result<Vec<u8>, FetchError> {
+        let [openid, oauth] = self.urls.clone();
+        match self.http.read(openid).await {
+            Err(FetchError::Status { status: 404, .. }) => self.http.read(oauth).await,
+            outcome => outcome,
+        }
+    }
+
+    /// May an endpoint be there?
+    pub(super) fn permits(&self, url: &Url) -> bool {
+        self.http.permits(url)
+    }
+}
+
 /// What failed, without the body that the crate's error carries.
 fn reason(error: openidconnect::DiscoveryError<FetchError>) -> FetchError {
     use openidconnect::DiscoveryError;
@@ -124,6 +146,21 @@ impl Fetchers {
         let malformed = |_| StartError::Issuer { issuer: issuer.into(), reason: format!("`{url}` is not a URL") };
         let url = Url::parse(url).map_err(malformed)?;
         Ok(Origin { http: self.client(issuer, &url)?, place: Place::Fixed(url) })
+    }
+
+    pub(super) fn description(&mut self, issuer: &str) -> Result<Description, StartError> {
+        let malformed = || StartError::Issuer { issuer: issuer.into(), reason: "is not a URL to ask".into() };
+        let url = Url::parse(issuer).ok().filter(|url| url.query().is_none() && url.fragment().is_none());
+        let url = url.ok_or_else(malformed)?;
+        let path = url.path().trim_end_matches('/');
+        let at = |path: String| {
+            let mut url = url.clone();
+            url.set_path(&path);
+            url
+        };
+        let openid = at(format!("{path}/.well-known/openid-configuration"));
+        let oauth = at(format!("/.well-known/oauth-authorization-server{path}"));
+        Ok(Description { urls: [openid, oauth], http: self.client(issuer, &url)? })
     }
 
     /// Only an issuer that is itself on loopback may be asked over plain HTTP.

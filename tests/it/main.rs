@@ -12,6 +12,8 @@ mod hidden;
 
 /// Real MCP servers, official SDK clients, the official conformance suite.
 mod live;
+/// Logging in at a real OpenID provider: SDK clients, the facade, `wardgate login` and `whoami`.
+mod login;
 /// Every client with every server on both kinds of route.
 mod matrix;
 /// The stream of news of legacy sessions in front of modern backends.

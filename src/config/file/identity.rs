@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::Login;
 use crate::config::scalar::Span;
 use crate::config::scalar::Strings;
 
@@ -19,9 +20,9 @@ pub(in crate::config) enum Identity {
     /// `client_auth`.
     Certificates(Vec<CertificateRule>),
     /// Bearer tokens of Microsoft Entra ID (Azure AD), of version 1.0 and 2.0.
-    Entra(Entra),
+    Entra(Box<Entra>),
     /// Bearer tokens (JWT) of one issuer.
-    Oidc(Oidc),
+    Oidc(Box<Oidc>),
     /// A proxy in front that terminates TLS: the client certificates it has verified, mapped by the `certificates` rules.
     Proxy(Proxy),
 }
@@ -97,6 +98,8 @@ pub(in crate::config) struct Entra {
     pub certificate_bound: Option<CertificateBound>,
     /// Whether its tokens must be bound to a key, as those of `oidc`. Default: `optional`.
     pub dpop: Option<Dpop>,
+    /// How MCP clients log in: Entra does not let them by itself. With several tenants they do at `organizations`.
+    pub login: Option<Login>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq)]
@@ -170,6 +173,8 @@ pub(in crate::config) struct Oidc {
     /// Whether its tokens must be bound to a key, with a proof for each request (DPoP, RFC 9449). With `off` none is
     /// accepted that is. Default: `optional`.
     pub dpop: Option<Dpop>,
+    /// How MCP clients log in, where the issuer does not let them by itself. Default: they go to the issuer.
+    pub login: Option<Login>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]

@@ -11,6 +11,7 @@ use url::Url;
 
 use super::edge;
 use super::is_loopback;
+use super::login::login;
 use crate::config::book::Book;
 use crate::config::book::Key;
 use crate::config::file;
@@ -99,12 +100,12 @@ pub(super) fn identity(
             Identity::Entra(written) => {
                 let key = key.at("entra");
                 needs_public_url(book, root, public, "entra");
-                add_entra(book, &key, written, &mut meant);
+                add_entra(book, &key, *written, &mut meant);
             }
             Identity::Oidc(written) => {
                 let key = key.at("oidc");
                 needs_public_url(book, root, public, "oidc");
-                add_issuer(book, &key, written, &mut meant);
+                add_issuer(book, &key, *written, &mut meant);
             }
             Identity::Proxy(written) => {
                 let key = key.at("proxy");
@@ -117,20 +118,24 @@ pub(super) fn identity(
     meant
 }
 
-fn add_entra(book: &mut Book<'_>, key: &Key, written: file::Entra, meant: &mut Config) {
+fn add_entra(book: &mut Book<'_>, key: &Key, mut written: file::Entra, meant: &mut Config) {
+    let facade = written.login.take();
     let Some(entra) = entra::entra(book, key, written) else { return };
     if meant.entra.iter().any(|known| known.overlaps(&entra)) {
         book.error(key, "a tenant of this is in another `entra`, too: give one entry several audiences");
     }
+    login(book, key, facade, (&entra.place(), Some(entra.named_there())), &mut meant.logins);
     meant.entra.push(entra);
 }
 
-fn add_issuer(book: &mut Book<'_>, key: &Key, written: file::Oidc, meant: &mut Config) {
+fn add_issuer(book: &mut Book<'_>, key: &Key, mut written: file::Oidc, meant: &mut Config) {
+    let facade = written.login.take();
     let Some(issuer) = issuer(book, key, written) else { return };
     if meant.issuers.iter().any(|known| known.issuer == issuer.issuer) {
         let words = format!("`{}` is configured twice: give one entry several audiences", short(&issuer.issuer));
         book.error(&key.at("issuer"), words);
     }
+    login(book, key, facade, (&issuer.issuer, None), &mut meant.logins);
     meant.issuers.push(issuer);
 }
 
@@ -265,7 +270,7 @@ fn keys(book: &mut Book<'_>, key: &Key, url: Option<String>, file: Option<String
 }
 
 /// Who can change the keys on their way can sign tokens.
-fn check_url(book: &mut Book<'_>, key: &Key, text: &str, what: &str) {
+pub(super) fn check_url(book: &mut Book<'_>, key: &Key, text: &str, what: &str) {
     let url = Url::parse(text).ok().filter(Url::has_host);
     let good = url.as_ref().is_some_and(|url| {
         let clean = url.username().is_empty() && url.password().is_none();

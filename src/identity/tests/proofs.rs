@@ -108,6 +108,31 @@ async fn a_bound_token_is_no_bearer_token_and_an_unbound_one_no_dpop_token() {
 }
 
 #[tokio::test]
+async fn a_proof_for_a_host_that_a_route_has_for_itself_names_that_host() {
+    let (signer, holder) = (Signer::new("one"), Holder::new());
+    let file = file(&jwks(&[&signer.jwk]));
+    let identity = Identity::new(Config {
+        issuers: vec![issuer(ISSUER, Keys::File(file.path().into()))],
+        public_url: Url::parse("https://gw.example").ok(),
+        hosts: BTreeSet::from(["own.example".to_owned()]),
+        ..Config::default()
+    })
+    .expect("identity");
+    let token = holder.token(&signer);
+    let at = |host: &str, named: &str| {
+        let proof = holder.proof(&token, &json!({}), &json!({ "htu": format!("https://{named}/mcp") }));
+        Request { host: host.into(), ..proven(&token, &proof) }
+    };
+    for host in ["own.example", "own.example:443"] {
+        accepted(&identity, &at(host, "own.example")).await;
+        assert!(at_fault(identity.verify(&at(host, "gw.example")).await).1.contains("`https://own.example/mcp`"));
+    }
+    // A host of nobody's is what the request claims, and counts for nothing.
+    at_fault(identity.verify(&at("other.example", "other.example")).await);
+    accepted(&identity, &at("other.example", "gw.example")).await;
+}
+
+#[tokio::test]
 async fn a_proof_is_for_one_request_one_token_and_one_key() {
     let (signer, holder, thief) = (Signer::new("one"), Holder::new(), Holder::new());
     let identity = trusting(&[&signer.jwk]);
