@@ -205,11 +205,16 @@ impl Gateway {
                 WWW_AUTHENTICATE,
                 challenge::challenge(problem, metadata_url().as_deref(), &house.base_scopes(host, path)),
             )),
+            other if other.asks_to_sign_in().is_some() => {
+                let claims = other.asks_to_sign_in().flatten();
+                let scopes = house.base_scopes(host, path);
+                Some((WWW_AUTHENTICATE, challenge::interaction(claims, metadata_url().as_deref(), &scopes)))
+            }
             Rejection::InsufficientScope { scopes } => {
                 Some((WWW_AUTHENTICATE, challenge::insufficient_scope(scopes, metadata_url().as_deref())))
             }
             Rejection::MethodNotAllowed { allow } => Some((ALLOW, (*allow).to_owned())),
-            Rejection::RateLimited { retry_after, .. } => {
+            Rejection::RateLimited { retry_after, .. } | Rejection::CredentialUnavailable { retry_after, .. } => {
                 Some((RETRY_AFTER, rejection::seconds(*retry_after).to_string()))
             }
             _ if facts.retryable && facts.status >= 429 => Some((RETRY_AFTER, "1".to_owned())),

@@ -48,6 +48,8 @@ pub struct Config {
     pub certificates: Vec<CertificateRule>,
     /// No identity at all: every caller is `anonymous` with these scopes. Only for loopback sidecars.
     pub anonymous: Option<BTreeSet<String>>,
+    /// Some backend acts on behalf of callers: their tokens are kept, sealed, as long as they are remembered.
+    pub assertions: bool,
 }
 
 /// One trusted token issuer, bound to its own keys.
@@ -141,6 +143,7 @@ pub struct Identity {
     api_keys: Option<api_key::Keys>,
     certificates: Vec<CertificateRule>,
     anonymous: Option<Pair>,
+    assertions: bool,
     tokens: Cache<TokenKey, Arc<jwt::Verified>>,
     named: Cache<String, Option<Arc<Principal>>>,
 }
@@ -218,6 +221,7 @@ impl Identity {
             api_keys,
             certificates: config.certificates,
             anonymous,
+            assertions: config.assertions,
             tokens: Cache::builder().max_capacity(TOKENS_MAX).expire_after(jwt::UntilExpiry).build(),
             named: Cache::new(CERTIFICATES_MAX),
         })
@@ -269,7 +273,10 @@ impl Identity {
             known.check(request.at, certificate)?;
             return Ok(Arc::clone(&known.principal));
         }
-        let verified = jwt::verify(&self.issuers, token, request, key.mtls).await?;
+        let mut verified = jwt::verify(&self.issuers, token, request, key.mtls).await?;
+        if self.assertions {
+            verified.keep(token);
+        }
         verified.check(request.at, certificate)?;
         let principal = Arc::clone(&verified.principal);
         self.tokens.insert(key, Arc::new(verified));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::Errand;
 use super::House;
 use super::Member;
 use super::Open;
@@ -15,7 +16,6 @@ use crate::catalog::Effect;
 use crate::catalog::Kind;
 use crate::catalog::Operation;
 use crate::catalog::Session;
-use crate::credentials;
 use crate::exchange::Request;
 use crate::exchange::Verb;
 use crate::mcp;
@@ -166,10 +166,10 @@ pub(super) async fn call(
     asked: Asked,
     session: Option<Session>,
     member: &Member,
-    request: &Request,
+    errand: &Errand,
 ) -> Result<Call, Rejection> {
     let (action, decl) = match asked.message() {
-        Some(message) => declared(message, member, request).await?,
+        Some(message) => declared(message, member, errand).await?,
         None => (Action::Connect, connect(member)),
     };
     let version = match (&asked.operation, &session) {
@@ -187,12 +187,12 @@ pub(super) fn connect(member: &Member) -> Arc<Decl> {
     Arc::new(Decl::plain(Kind::Backend, name.clone(), name, Effect::Read))
 }
 
-async fn declared(message: &Message, member: &Member, request: &Request) -> Result<(Action, Arc<Decl>), Rejection> {
+async fn declared(message: &Message, member: &Member, errand: &Errand) -> Result<(Action, Arc<Decl>), Rejection> {
     let plain = |kind, name: &str| Arc::new(Decl::plain(kind, member.backend.name().clone(), name, Effect::Read));
     let name = message.params.name.as_deref().unwrap_or_default();
     let uri = message.params.uri.as_deref().unwrap_or_default();
     Ok(match message.method {
-        Some(Method::ToolsCall) => (Action::Call, tool(name, member, request).await?),
+        Some(Method::ToolsCall) => (Action::Call, tool(name, member, errand).await?),
         Some(Method::PromptsGet) => (Action::Get, plain(Kind::Prompt, name)),
         Some(Method::ResourcesRead | Method::ResourcesSubscribe | Method::ResourcesUnsubscribe) => {
             (Action::Read, plain(Kind::Resource, uri))
@@ -208,13 +208,20 @@ async fn declared(message: &Message, member: &Member, request: &Request) -> Resu
 
 /// A name that is in no catalog, also after asking again, is a tool of the highest effect that nobody declared: policy
 /// judges it like any hidden tool, and only then it is called unknown.
-async fn tool(name: &str, member: &Member, request: &Request) -> Result<Arc<Decl>, Rejection> {
+async fn tool(name: &str, member: &Member, errand: &Errand) -> Result<Arc<Decl>, Rejection> {
     if let Some(decl) = member.backend.catalog().tools.get(name) {
         return Ok(decl.clone());
     }
-    let own = credentials::own(&member.credential);
-    let asked = member.backend.refresh(own, request.deadline).await;
     let unknown = || Rejection::UnknownTool { name: name.to_owned() };
+    let credential = match errand.asks_with(member).await {
+        Ok(credential) => credential,
+        // Who may not even talk to the backend is told what everybody is told of a tool that is not there.
+        Err(Rejection::InsufficientScope { .. }) => return Err(unknown()),
+        // With a catalog in hand the answer must not tell a hidden tool from a missing one.
+        Err(_) if !member.backend.catalog().tools.is_empty() => return Err(unknown()),
+        Err(rejection) => return Err(rejection),
+    };
+    let asked = member.backend.refresh(credential, errand.request.deadline).await;
     match asked {
         Ok(catalog) => catalog.tools.get(name).cloned().ok_or_else(unknown),
         // With a catalog in hand the answer must not tell a hidden tool from a missing one.
@@ -259,19 +266,12 @@ impl Judged {
     }
 
     /// The rejection for a denial. Hidden is unknown: same words, same work, as for what does not exist.
-    pub(super) async fn refuse(
-        &self,
-        denial: Denial,
-        house: &House,
-        member: &Member,
-        open: &mut Open,
-        request: &Request,
-    ) -> Rejection {
+    pub(super) async fn refuse(&self, denial: Denial, member: &Member, open: &mut Open, errand: &Errand) -> Rejection {
         open.denied_by(&denial);
         let name = || self.name.to_string();
         match (self.action, self.kind) {
             (Action::Connect, _) | (_, Kind::Backend) => {
-                Rejection::InsufficientScope { scopes: house.scopes_of(member.backend.name()) }
+                Rejection::InsufficientScope { scopes: errand.house.scopes_of(member.backend.name()) }
             }
             (_, Kind::Prompt) => Rejection::UnknownPrompt { name: name() },
             (_, Kind::Resource) => Rejection::UnknownResource { uri: name() },
@@ -279,7 +279,9 @@ impl Judged {
             (_, Kind::Tool) => {
                 // A missing tool makes us ask the backend; so does a hidden one, or the clock would tell them apart.
                 // The outcome does not matter here: the catalog keeps what it learns.
-                drop(member.backend.refresh(credentials::own(&member.credential), request.deadline).await);
+                if let Ok(credential) = errand.asks_with(member).await {
+                    drop(member.backend.refresh(credential, errand.request.deadline).await);
+                }
                 Rejection::UnknownTool { name: name() }
             }
         }

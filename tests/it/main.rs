@@ -4,6 +4,8 @@
 /// Legacy clients in front of modern upstreams.
 mod door;
 
+/// An identity provider in the shape of Entra.
+mod entra;
 /// Routes with several backends.
 mod federation;
 
@@ -14,6 +16,8 @@ mod harness;
 mod live;
 /// Every client with every server on both kinds of route.
 mod matrix;
+/// Acting on behalf of callers.
+mod obo;
 /// Clients of HTTP+SSE.
 mod old;
 /// What the program does for a person: `demo --tour`, `check`, `front`, `audit verify`, signals and reload.

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -88,6 +89,8 @@ pub(super) struct Offer {
 /// A session while it lasts; stateless legacy servers give no id. Dropping the last reference ends it.
 pub(super) struct Session {
     line: Line,
+    /// The newest of its caller: the session outlives the credential that it was opened with.
+    credential: ArcSwap<Credential>,
     id: Option<String>,
     version: String,
     pub(super) hello: Hello,
@@ -117,7 +120,7 @@ impl Session {
         let id = Id::number(0);
         let params = Params { raw: Some(hello.into()), ..Params::default() };
         let operation = Operation::Post(message(Some(id.clone()), Method::Initialize, params));
-        let answer = ask(&line, &operation, None, None, true, deadline).await?;
+        let answer = ask(&line, &line.credential, &operation, None, None, true, deadline).await?;
         let given = answer.session.clone();
         let hello = match within(deadline, &line.blame, outcome(answer, &id, &line.blame)).await? {
             Outcome::Result(answer) => answer,
@@ -127,6 +130,7 @@ impl Session {
         };
         let (version, hello) = read_hello(&hello, &line.blame)?;
         let session = Session {
+            credential: ArcSwap::new(line.credential.clone()),
             line,
             id: given,
             version,
@@ -249,14 +253,23 @@ impl Session {
         }
         self.ears.dismiss();
         let (line, id, version) = (self.line.clone(), self.id.clone()?, self.version.clone());
+        let credential = self.credential.load_full();
         Some(async move {
             let deadline = Instant::now() + TELL_TIMEOUT;
-            drop(ask(&line, &Operation::EndSession, Some(&id), Some(&version), true, deadline).await);
+            drop(ask(&line, &credential, &Operation::EndSession, Some(&id), Some(&version), true, deadline).await);
         })
     }
 
+    /// From now on with this credential, which is the same caller's.
+    pub(super) fn carry(&self, credential: &Arc<Credential>) {
+        self.credential.store(credential.clone());
+    }
+
     async fn ask(&self, operation: &Operation, repeatable: bool, deadline: Instant) -> Result<Answer, Error> {
-        let answer = ask(&self.line, operation, self.id.as_deref(), Some(&self.version), repeatable, deadline).await;
+        let credential = self.credential.load_full();
+        let answer =
+            ask(&self.line, &credential, operation, self.id.as_deref(), Some(&self.version), repeatable, deadline)
+                .await;
         // A 404 to GET may as well be a server that has no such stream.
         if matches!(operation, Operation::Post(_)) && matches!(answer, Err(Error::SessionLost { .. })) {
             self.lose();
@@ -279,6 +292,7 @@ impl Drop for Session {
 
 async fn ask(
     line: &Line,
+    credential: &Credential,
     operation: &Operation,
     session: Option<&str>,
     version: Option<&str>,
@@ -288,7 +302,7 @@ async fn ask(
     // SPEC: the header came with 2025-06-18.
     let version = version.filter(|version| *version >= "2025-06-18");
     let ask = Ask { operation, session, version, bindings: &[], repeatable, owner: &line.owner };
-    line.upstream.ask(ask, &line.credential, deadline).await
+    line.upstream.ask(ask, credential, deadline).await
 }
 
 async fn within<T>(deadline: Instant, blame: &Blame, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
