@@ -251,12 +251,17 @@ impl Gateway {
                     house.identity.scheme(),
                 ),
             )),
+            other if other.asks_to_sign_in().is_some() => {
+                let claims = other.asks_to_sign_in().flatten();
+                let (scopes, scheme) = (house.base_scopes(host, path), house.identity.scheme());
+                Some((WWW_AUTHENTICATE, challenge::interaction(claims, metadata_url().as_deref(), &scopes, scheme)))
+            }
             Rejection::InsufficientScope { scopes } => {
                 let (scopes, scheme) = (house.identity.asked_as(scopes), house.identity.scheme());
                 Some((WWW_AUTHENTICATE, challenge::insufficient_scope(&scopes, metadata_url().as_deref(), scheme)))
             }
             Rejection::MethodNotAllowed { allow } => Some((ALLOW, (*allow).to_owned())),
-            Rejection::RateLimited { retry_after, .. } => {
+            Rejection::RateLimited { retry_after, .. } | Rejection::CredentialUnavailable { retry_after, .. } => {
                 Some((RETRY_AFTER, rejection::seconds(*retry_after).to_string()))
             }
             _ if facts.retryable && facts.status >= 429 => Some((RETRY_AFTER, "1".to_owned())),

@@ -73,6 +73,8 @@ pub struct Config {
     pub hosts: BTreeSet<String>,
     /// No identity at all: every caller is `anonymous` with these scopes. Only for loopback sidecars.
     pub anonymous: Option<BTreeSet<String>>,
+    /// Some backend acts on behalf of callers: their tokens are kept, sealed, as long as they are remembered.
+    pub assertions: bool,
 }
 
 /// One trusted token issuer, bound to its own keys.
@@ -244,6 +246,7 @@ pub struct Identity {
     public_url: Option<Url>,
     hosts: BTreeSet<String>,
     anonymous: Option<Pair>,
+    assertions: bool,
     replays: Arc<dpop::Replays>,
     tokens: Cache<TokenKey, Arc<jwt::Verified>>,
     named: Cache<String, Option<Arc<Principal>>>,
@@ -344,6 +347,7 @@ impl Identity {
             public_url: config.public_url,
             hosts: config.hosts,
             anonymous,
+            assertions: config.assertions,
             replays: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.replays)),
             tokens: Cache::builder().max_capacity(TOKENS_MAX).expire_after(jwt::UntilExpiry).build(),
             named: Cache::new(CERTIFICATES_MAX),
@@ -477,7 +481,11 @@ impl Identity {
             known.check(request.at, certificate)?;
             return Ok(known);
         }
-        let verified = Arc::new(jwt::verify(&self.trust, token, request, key.mtls).await?);
+        let mut verified = jwt::verify(&self.trust, token, request, key.mtls).await?;
+        if self.assertions {
+            verified.keep(token);
+        }
+        let verified = Arc::new(verified);
         verified.check(request.at, certificate)?;
         self.tokens.insert(key, Arc::clone(&verified));
         Ok(verified)

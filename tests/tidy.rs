@@ -14,7 +14,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("words", &["exchange", "mcp", "secret"]),
     ("facts", &["principal", "catalog"]),
     ("judgement", &["route", "policy"]),
-    ("work", &["audit", "limits", "identity", "credentials", "telemetry", "backend"]),
+    ("work", &["audit", "limits", "fetch", "identity", "credentials", "telemetry", "backend"]),
     ("spine", &["gateway"]),
     ("edge", &["server", "config", "app", "cli", "demo", "main", "lib"]),
 ];
@@ -215,7 +215,7 @@ fn nothing_unfinished_and_nothing_hidden_is_in_the_tree() {
 const THREATS: std::ops::RangeInclusive<u32> = 1..=47;
 
 /// The list of threats without a case may only shrink: lower this number when a case is added, never raise it.
-const UNCOVERED_MAX: usize = 1;
+const UNCOVERED_MAX: usize = 0;
 
 #[test]
 fn every_threat_has_a_case_or_is_owned_up_to() {

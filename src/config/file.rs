@@ -1,6 +1,7 @@
 //! The configuration file as written: serde types, one field per key. Their doc comments are the schema's and the reference's words.
 
 mod backend;
+mod credential;
 mod identity;
 mod login;
 mod route;
@@ -10,7 +11,6 @@ use serde::Deserialize;
 
 pub(super) use backend::Backend;
 pub(super) use backend::Breaker;
-pub(super) use backend::Credential;
 pub(super) use backend::EffectRule;
 pub(super) use backend::Era;
 pub(super) use backend::Http;
@@ -18,6 +18,17 @@ pub(super) use backend::MaybeBreaker;
 pub(super) use backend::Processes;
 pub(super) use backend::Sse;
 pub(super) use backend::Stdio;
+pub(super) use credential::Client;
+pub(super) use credential::ClientCredentials;
+pub(super) use credential::Credential;
+pub(super) use credential::Discovery;
+pub(super) use credential::ManagedIdentity;
+pub(super) use credential::OnBehalfOf;
+pub(super) use credential::SecretIn;
+pub(super) use credential::Signature;
+pub(super) use credential::TenantPlace;
+pub(super) use credential::TokenExchange;
+pub(super) use credential::WorkloadIdentity;
 pub(super) use identity::Access;
 pub(super) use identity::Algorithm;
 pub(super) use identity::CertificateBound;

@@ -1,6 +1,7 @@
 //! `File` to `Config`: defaults, cross-checks, and each room's own configuration.
 
 mod backend;
+mod credential;
 mod edge;
 mod identity;
 mod login;
@@ -47,6 +48,8 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
         admission.hosts.push(admission.public_host.clone().unwrap_or_else(|| "localhost".to_owned()));
     }
     let backends = backend::backends(book, &root, file.backends);
+    credential::check_forwarded(book, &root, &backends, &identity);
+    identity.assertions = backends.iter().any(|backend| backend.credential.needs_callers());
     let routes = route::routes(book, &root, file.routes, &backends);
     identity.hosts = routes.routes.iter().filter_map(|route| route.host.clone()).collect();
     let policy = policy::policy(book, &root, file.mode, file.grants, file.policies);

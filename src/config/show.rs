@@ -1,5 +1,7 @@
 //! The effective configuration as YAML: every default filled in, every secret masked. What it shows can be loaded again.
 
+mod credential;
+
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::time::Duration;
@@ -11,7 +13,6 @@ use crate::audit;
 use crate::backend::remote;
 use crate::catalog::Effect;
 use crate::catalog::Mode;
-use crate::credentials;
 use crate::identity;
 use crate::identity::CertificateMatch;
 use crate::identity::Demand;
@@ -360,10 +361,6 @@ fn backend(config: &remote::Config) -> Shown {
         (_, None) => word(false),
         (_, Some(breaker)) => map([("failures", word(breaker.failures)), ("pause", span(breaker.pause))]),
     };
-    let credential = match &config.credential {
-        credentials::Config::None => Shown::Nothing,
-        credentials::Config::Static { header, .. } => map([("header", text(header)), ("value", text(MASK))]),
-    };
     map([
         (way, shown),
         ("era", word(config.era.map_or("auto", crate::mcp::Era::as_str))),
@@ -375,7 +372,7 @@ fn backend(config: &remote::Config) -> Shown {
         ),
         ("trust_annotations", word(config.effects.trust_annotations)),
         ("mode", maybe(config.mode, mode)),
-        ("credential", credential),
+        ("credential", credential::shown(&config.credential)),
         ("connect_timeout", span(config.connect_timeout)),
         ("read_timeout", config.read_timeout.map_or_else(|| word("none"), span)),
         ("answer_bytes_max", size(config.answer_bytes_max)),

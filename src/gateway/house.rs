@@ -41,7 +41,7 @@ pub struct House {
 /// One backend with what the configuration says about it.
 pub struct Member {
     pub backend: Arc<dyn Backend>,
-    pub credential: credentials::Config,
+    pub credential: Arc<credentials::Source>,
     pub mode: Option<Mode>,
     /// The era it is to be spoken to in, where that is configured.
     pub era: Option<Era>,

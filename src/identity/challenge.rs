@@ -1,5 +1,7 @@
 //! What a client without a good credential is told: `WWW-Authenticate` values and the protected resource metadata.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Serialize;
 
@@ -26,6 +28,24 @@ pub fn challenge(error: &Error, metadata_url: Option<&str>, scopes: &[String], s
     if let Some((code, description)) = problem {
         header.text("error", code);
         header.text("error_description", &plain(description));
+    }
+    header.place(metadata_url, scopes);
+    header.finish()
+}
+
+/// The `WWW-Authenticate` value of a 401 to a caller whose token is good for us and not for what is behind: with the
+/// claims (JSON) that the next token must satisfy, as Entra's clients read them.
+pub fn interaction(claims: Option<&str>, metadata_url: Option<&str>, scopes: &[String], scheme: Scheme) -> String {
+    let mut header = Header::of(scheme);
+    match claims {
+        Some(claims) => {
+            header.text("error", "insufficient_claims");
+            header.text("claims", &STANDARD.encode(claims));
+        }
+        None => {
+            header.text("error", "invalid_token");
+            header.text("error_description", "sign in again: the token cannot be used for what is behind the gateway");
+        }
     }
     header.place(metadata_url, scopes);
     header.finish()
@@ -214,6 +234,17 @@ mod tests {
         assert!(http::HeaderValue::from_str(&value).is_ok());
         let long = bearer(&Error::invalid("x".repeat(10_000)), None, &[]);
         assert!(long.len() < 300);
+    }
+
+    #[test]
+    fn claims_are_carried_in_base64_and_break_out_of_nothing() {
+        let claims = r#"{"access_token":{"acrs":{"essential":true,"value":"c1"}}}"#;
+        let value = interaction(Some(claims), Some(URL), &scopes(&["mcp.read"]), Scheme::Bearer);
+        let encoded = STANDARD.encode(claims);
+        assert!(value.starts_with(&format!("Bearer error=\"insufficient_claims\", claims=\"{encoded}\", ")), "{value}");
+        assert!(value.contains(URL) && value.contains("mcp.read"));
+        assert!(interaction(None, None, &[], Scheme::Bearer).starts_with("Bearer error=\"invalid_token\""));
+        assert!(interaction(None, None, &[], Scheme::Dpop).starts_with("DPoP algs="));
     }
 
     #[test]

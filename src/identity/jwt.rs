@@ -12,6 +12,7 @@ use jsonwebtoken::Algorithm;
 use serde_json::Map;
 use serde_json::Value;
 
+use crate::credentials;
 use crate::exchange::ClientCertificate;
 use crate::exchange::Request;
 use crate::principal::Principal;
@@ -178,6 +179,12 @@ pub(super) struct Verified {
 }
 
 impl Verified {
+    /// Seals the token into its principal. It goes when they go: the cache drops both when the token expires.
+    pub(super) fn keep(&mut self, token: &str) {
+        let sealed = credentials::assertion(token, self.principal.expires_at());
+        self.principal = Arc::new(Principal::clone(&self.principal).bearing(sealed));
+    }
+
     /// The issuer still has every key it had when the signature was checked.
     pub(super) fn still_trusted(&self, now: Instant) -> bool {
         self.source.keys(now).is_some_and(|keys| keys.generation == self.generation)

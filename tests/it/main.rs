@@ -3,6 +3,8 @@
 
 /// Legacy clients in front of modern upstreams.
 mod door;
+/// An identity provider in the shape of Entra.
+mod entra;
 /// Routes with several backends.
 mod federation;
 /// Starts a gateway with the demo's issuer and workbench behind it.
@@ -18,6 +20,8 @@ mod login;
 mod matrix;
 /// The stream of news of legacy sessions in front of modern backends.
 mod news;
+/// Acting on behalf of callers.
+mod obo;
 /// Clients of HTTP+SSE.
 mod old;
 /// What the program does for a person: `demo --tour`, `check`, `front`, `audit verify`, signals and reload.

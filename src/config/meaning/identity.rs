@@ -1,7 +1,7 @@
 //! `identity`, as meant: issuers, API keys, certificate rules, anonymous callers.
 
 mod certificate;
-mod entra;
+pub(super) mod entra;
 mod proxy;
 
 use std::collections::BTreeSet;

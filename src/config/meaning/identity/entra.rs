@@ -112,7 +112,7 @@ fn is_domain(name: &str) -> bool {
 }
 
 /// Tokens of version 2.0 have the client id as audience, those of 1.0 what was asked for, which is mostly the URI.
-fn both_forms(written: Vec<String>) -> Vec<String> {
+pub(in crate::config::meaning) fn both_forms(written: Vec<String>) -> Vec<String> {
     let mut all: Vec<String> = Vec::with_capacity(written.len() * 2);
     for audience in written {
         let id = audience.strip_prefix(DEFAULT_URI).unwrap_or(&audience).to_ascii_lowercase();
