@@ -1,10 +1,13 @@
 //! What does merging cost? `tools/list` over 20 backends of 50 tools through `Gateway::serve`: warm (nothing changed, and
-//! everything public), and cold with backends of which the slowest answers after 20 ms. No sockets.
+//! everything public), with backends of which the slowest answers after 19 ms, and with lists that are new each time, so
+//! that all is read and judged again. No sockets.
 #![expect(clippy::unwrap_used, reason = "a measuring program may stop where it stands")]
 
 use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 use std::time::SystemTime;
@@ -65,10 +68,12 @@ struct Later {
     catalog: Arc<Catalog>,
     list: Bytes,
     after: Duration,
+    /// How many lists were given, if each is to be another.
+    given: Option<AtomicU64>,
 }
 
 impl Later {
-    fn new(number: usize, scope: &str, after: Duration) -> Later {
+    fn new(number: usize, scope: &str, after: Duration, new_each_time: bool) -> Later {
         let name: Arc<str> = format!("backend{number:02}").into();
         let words = "Looks one thing up and says what it found. ".repeat(9);
         let schema = json!({ "type": "object", "properties": { "query": { "type": "string" } } });
@@ -81,7 +86,13 @@ impl Later {
         let decl =
             |number: usize| Arc::new(Decl::plain(Kind::Tool, name.clone(), &format!("tool_{number}"), effect(number)));
         let tools = (0..TOOLS).map(|number| (format!("tool_{number}").into(), decl(number))).collect();
-        Later { name: name.clone(), catalog: Arc::new(Catalog { tools }), list, after }
+        Later {
+            name: name.clone(),
+            catalog: Arc::new(Catalog { tools }),
+            list,
+            after,
+            given: new_each_time.then(AtomicU64::default),
+        }
     }
 }
 
@@ -113,7 +124,14 @@ impl Backend for Later {
         if !self.after.is_zero() {
             tokio::time::sleep(self.after).await;
         }
-        Ok(Answer { status: 200, session: None, content: Content::Json(self.list.clone()) })
+        let list = match &self.given {
+            Some(given) => {
+                let number = format!("{:09}", given.fetch_add(1, Ordering::Relaxed));
+                String::from_utf8_lossy(&self.list).replacen("one thing", &number, 1).into()
+            }
+            None => self.list.clone(),
+        };
+        Ok(Answer { status: 200, session: None, content: Content::Json(list) })
     }
 
     fn healthy(&self) -> bool {
@@ -122,7 +140,7 @@ impl Backend for Later {
 }
 
 /// `after` of backend N is N times this.
-fn gateway(issuer: &Issuer, folder: &Path, scope: &str, after: Duration) -> Gateway {
+fn gateway(issuer: &Issuer, folder: &Path, scope: &str, after: Duration, new_each_time: bool) -> Gateway {
     let jwks = folder.join("jwks.json");
     std::fs::write(&jwks, issuer.jwks().to_string()).unwrap();
     let trusted = identity::Issuer {
@@ -139,7 +157,7 @@ fn gateway(issuer: &Issuer, folder: &Path, scope: &str, after: Duration) -> Gate
     let grant =
         policy::Grant { scope: Some("mcp.read".to_owned()), allow: vec![Effect::Read], ..policy::Grant::default() };
     let backends: Vec<Arc<Later>> = (0..BACKENDS)
-        .map(|number| Arc::new(Later::new(number, scope, after * u32::try_from(number).unwrap())))
+        .map(|number| Arc::new(Later::new(number, scope, after * u32::try_from(number).unwrap(), new_each_time)))
         .collect();
     let share = |backend: &Arc<Later>| Share {
         backend: backend.name.clone(),
@@ -217,12 +235,13 @@ fn federation(criterion: &mut Criterion) {
     let issuer = runtime.block_on(Issuer::start(0)).unwrap();
     let token = issuer.token("bench", "mcp.read", AUDIENCE);
     let mut group = criterion.benchmark_group("federation");
-    for (name, scope, after) in [
-        ("20 backends of 50 tools, public and warm", "public", Duration::ZERO),
-        ("20 backends of 50 tools, private and unchanged", "private", Duration::ZERO),
-        ("the same, the slowest after 19 ms", "private-slow", Duration::from_millis(1)),
+    for (name, scope, after, new_each_time) in [
+        ("20 backends of 50 tools, public and warm", "public", Duration::ZERO, false),
+        ("20 backends of 50 tools, private and unchanged", "private", Duration::ZERO, false),
+        ("the same, the slowest after 19 ms", "private-slow", Duration::from_millis(1), false),
+        ("the same, new each time, the slowest after 19 ms", "private-new", Duration::from_millis(1), true),
     ] {
-        let gateway = gateway(&issuer, folder.path(), scope, after);
+        let gateway = gateway(&issuer, folder.path(), scope, after, new_each_time);
         let reply = runtime.block_on(gateway.serve(request(&token)));
         assert_eq!(reply.status, 200, "{name}");
         assert!(matches!(&reply.body, Body::Full(bytes) if bytes.len() > BACKENDS * TOOLS * 300), "{name}");

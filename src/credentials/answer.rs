@@ -272,7 +272,7 @@ mod tests {
             r#"{"access_token":"t","token_type":"bearer","expires_in":"3599","refresh_in":1800}"#,
             &obo(),
         );
-        let good = good.ok().expect("a token");
+        let good = good.expect("a token");
         assert_eq!((good.token.expose(), good.lifetime), ("t", Duration::from_secs(3599)));
         assert_eq!(good.renew_in, Some(Duration::from_secs(1800)));
         assert_eq!(answered(200, r#"{"access_token":"t"}"#, &obo()).ok().map(|t| t.lifetime), Some(LIFETIME_UNSAID));

@@ -194,7 +194,7 @@ mod tests {
     async fn the_metadata_service_is_asked_as_it_wants_to_be() {
         let good = r#"{"access_token":"machine","expires_on":"4102444800","resource":"r","token_type":"Bearer"}"#;
         let (outcome, seen) = asked((200, good)).await;
-        assert_eq!(outcome.ok().expect("a token").token.expose(), "machine");
+        assert_eq!(outcome.expect("a token").token.expose(), "machine");
         assert_eq!(seen.len(), 1, "{seen:?}");
         let (url, flag) = seen[0].split_once(' ').expect("a URL and the header");
         let url = Url::parse(url).expect("a URL");

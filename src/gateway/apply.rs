@@ -254,8 +254,7 @@ impl Desk {
             (Some(listing), Some(id), None) => {
                 self.house.lists.filter(self, listing, &body, id).map_err(|what| self.breaks(what))?
             }
-            (None, Some(_), None) if want.read => (self.own(body), 0),
-            _ => self.with_tasks(body, want, error_code)?,
+            _ => self.checked(body, want, error_code)?,
         };
         let session = match (session, error_code) {
             (Some(upstream), None) if want.initialize => {
@@ -266,6 +265,17 @@ impl Desk {
             _ => None,
         };
         Ok(Outgoing::Json { status, body, session, error_code, hidden })
+    }
+
+    /// An answer that is no list, as the caller may have it, and how much of it was taken out.
+    pub(super) fn checked(
+        &self,
+        body: Bytes,
+        want: &Want,
+        error_code: Option<i64>,
+    ) -> Result<(Bytes, usize), Rejection> {
+        let (body, hidden) = self.with_tasks(body, want, error_code)?;
+        Ok(if want.read && error_code.is_none() { (self.own(body), hidden) } else { (body, hidden) })
     }
 
     fn seal(&self, upstream: String, version: String, now: SystemTime) -> Result<Option<String>, Rejection> {
@@ -292,7 +302,7 @@ impl Desk {
 
     /// A resource as it was read for this caller: who else may read it is not the server's to say, and nobody may keep it
     /// for longer than the caller's token lives.
-    pub(super) fn own(&self, body: Bytes) -> Bytes {
+    fn own(&self, body: Bytes) -> Bytes {
         let scope = std::str::from_utf8(&body).ok().and_then(|text| {
             let scope = object::member(object::member(text, "result")?.get(), "cacheScope")?;
             (scope.get() != PRIVATE).then_some(scope)

@@ -182,8 +182,7 @@ impl Flow {
                         let backend = self.desk.backend.name().clone();
                         Rejection::BackendProtocol { backend }
                     }),
-                    (None, None) if self.want.read => Ok((self.desk.own(data), 0)),
-                    _ => self.desk.with_tasks(data, &self.want, error_code),
+                    _ => self.desk.checked(data, &self.want, error_code),
                 };
                 match filtered {
                     Ok((body, hidden)) => {
@@ -210,7 +209,7 @@ impl Flow {
             return Step::Drop;
         };
         match (list::kinds_of(data).as_deref(), id) {
-            (Some([]), _) => match self.desk.with_tasks(data.clone(), &self.want, None) {
+            (Some([]), _) => match self.desk.checked(data.clone(), &self.want, None) {
                 Ok((body, _)) => {
                     event.data = Some(body);
                     Step::Pass(event)

@@ -513,7 +513,8 @@ impl Desk {
 
 impl State {
     /// The one session that a message without a name can be about: the one whose requests run, if no other's do; if
-    /// none run, the only one there is. A request that its caller left may run still.
+    /// none run, the only one there is. A request that its caller left may run still: where principals meet, its words
+    /// are for nobody else.
     fn meant(&self) -> Option<(Arc<str>, Arc<Inbox>)> {
         let mut running = self.waiting.values().rev().filter(|waiter| waiter.guest.is_some());
         let (session, inbox) = match running.next() {
@@ -523,7 +524,8 @@ impl State {
             }
             Some(_) => return None,
         };
-        self.ghosts.are_of(&session).then_some((session, inbox))
+        let safe = !self.guests.are_mixed() || self.ghosts.are_of(&session);
+        safe.then_some((session, inbox))
     }
 
     /// The server has answered this request, whether somebody waits or not.

@@ -321,12 +321,12 @@ fn client(book: &mut Book<'_>, key: &Key, written: Option<file::Client>) -> Opti
             Some(file::SecretIn::Post) | None => Proof::Post(secret),
         }
     } else if let Some(reference) = &written.key {
-        let certificate = written.certificate.and_then(|path| {
+        let certificate = written.certificate.map(|path| {
             let key = key.at("certificate");
             let path = book.readable(&key, &path);
             // Where files are not looked at, nothing is in them.
             let pem = book.text(&key, &path, CERTIFICATE_BYTES_MAX).unwrap_or_default();
-            Some((path, pem))
+            (path, pem)
         });
         let algorithm = match written.algorithm {
             Some(file::Signature::Es256) => Algorithm::Es256,

@@ -16,6 +16,9 @@ use crate::mcp::quoted;
 /// Requests that one answer may ask of the client.
 const ASKS_MAX: usize = 16;
 
+/// The first version with every type of content block that there is. Versions are dates: they compare as text.
+const KNOWS_ALL_BLOCKS: &str = "2025-06-18";
+
 /// What a modern server said to a request.
 #[derive(Debug, Eq, PartialEq)]
 pub(super) enum Said {
@@ -181,11 +184,17 @@ fn without_meta(object: &mut Object<'_>, key: &str) {
 
 /// Content blocks, those that the version does not know said in words; `None` if it knows all.
 fn blocks(content: &str, version: &str) -> Option<String> {
+    if version >= KNOWS_ALL_BLOCKS {
+        return None;
+    }
     each(content, |block| older(block, version))
 }
 
 /// The messages of a prompt, likewise.
 fn spoken(messages: &str, version: &str) -> Option<String> {
+    if version >= KNOWS_ALL_BLOCKS {
+        return None;
+    }
     each(messages, |message| {
         let mut message = Object::read(message.as_bytes())?;
         let content = older(message.get("content")?, version)?;
@@ -194,11 +203,8 @@ fn spoken(messages: &str, version: &str) -> Option<String> {
     })
 }
 
-/// A block that this version has no type for, as text. Versions are dates: they compare as text.
+/// A block that this version has no type for, as text.
 fn older(block: &str, version: &str) -> Option<String> {
-    if version >= "2025-06-18" {
-        return None;
-    }
     let block = Object::read(block.as_bytes())?;
     let said = match block.text("type").as_deref() {
         Some("audio") if version < "2025-03-26" => {

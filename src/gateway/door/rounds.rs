@@ -1,10 +1,15 @@
 //! One request of a legacy client to modern backends: from the first answer to the last, with the questions in between.
 //!
-//! It runs in a task of its own, because in the legacy era a client that loses its connection has not cancelled
-//! anything: the call goes on, and what comes of it is kept for a while (see `line`).
+//! In the legacy era a client that loses its connection has not cancelled anything: the call goes on in a task of its
+//! own, and what comes of it is kept for a while (see `line`).
 
+use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task;
+use std::task::Poll;
+use std::task::ready;
 use std::time::Duration;
 use std::time::Instant;
 use std::time::SystemTime;
@@ -14,6 +19,7 @@ use futures_util::FutureExt;
 use futures_util::StreamExt;
 use futures_util::stream;
 use futures_util::stream::BoxStream;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::answer;
@@ -76,10 +82,15 @@ enum Heard {
 impl Round {
     /// Starts it and waits for what the client gets first: a whole answer, or a stream.
     pub(super) async fn serve(self, open: &mut Open) -> Result<Outgoing, Rejection> {
-        let (hand, back) = oneshot::channel();
+        let (hand, mut back) = oneshot::channel();
         // The record goes with the call: if the client leaves before the answer, it still says what became of it.
-        tokio::spawn(self.run(open.lend(), hand));
-        let (record, outcome) = back.await.map_err(|_| Rejection::Internal)?;
+        let mut work = Outliving::new(self.run(open.lend(), hand));
+        let given = poll_fn(|cx| {
+            // It has given the record back by its end, and a stream goes on after that.
+            let _ended = work.poll_unpin(cx);
+            back.poll_unpin(cx)
+        });
+        let (record, outcome) = given.await.map_err(|_| Rejection::Internal)?;
         *open = record;
         outcome
     }
@@ -306,6 +317,37 @@ impl Round {
     fn fails(&self, words: &str) -> Passing {
         let event = Event::message(answer::failure(&self.id, words));
         Passing::Answer { event, error_code: Some(error::INTERNAL_ERROR), hidden: 0 }
+    }
+}
+
+/// Work that goes on in a task of its own once nobody waits for it here any more. Most work is done before that, and a
+/// task for each call costs more than the call's own part of the door.
+struct Outliving<F: Future<Output = ()> + Send + 'static>(Option<Pin<Box<F>>>);
+
+impl<F: Future<Output = ()> + Send + 'static> Outliving<F> {
+    fn new(work: F) -> Outliving<F> {
+        Outliving(Some(Box::pin(work)))
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> Future for Outliving<F> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<()> {
+        if let Some(work) = &mut self.0 {
+            ready!(work.as_mut().poll(cx));
+            self.0 = None;
+        }
+        Poll::Ready(())
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> Drop for Outliving<F> {
+    fn drop(&mut self) {
+        // Without a runtime the program is ending, and all work with it.
+        if let (Some(work), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+            runtime.spawn(work);
+        }
     }
 }
 

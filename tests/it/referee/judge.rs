@@ -13,6 +13,7 @@ use super::note::Role;
 use super::note::Side;
 use super::schema::Fault;
 use super::schema::Revision;
+use super::schema::TASKS;
 
 /// Members that a message may have.
 const ENVELOPE: [&str; 6] = ["jsonrpc", "id", "method", "params", "result", "error"];
@@ -257,6 +258,11 @@ impl Court {
         let schema = revision.schema();
         let mut faults = envelope(&message);
         faults.extend(schema.faults("JSONRPCRequest", &message));
+        if let Some((request, _)) = extension(revision, writer, method) {
+            message["id"] = json!(0);
+            faults.extend(TASKS.faults(request, &message));
+            return faults;
+        }
         let Some(definition) = schema.request(writer, method) else {
             faults.push(Fault::of(format!("`{method}` is no request that a {writer:?} sends in this revision")));
             return faults;
@@ -270,6 +276,10 @@ impl Court {
         let schema = revision.schema();
         let mut faults = envelope(&message);
         faults.extend(schema.faults("JSONRPCNotification", &message));
+        if revision == Revision::MODERN && writer == Role::Server && method == "notifications/tasks" {
+            faults.extend(TASKS.faults("TaskNotification", &message));
+            return faults;
+        }
         match schema.notification(writer, method) {
             Some(definition) => faults.extend(self.known(revision, writer, definition, message)),
             None => faults
@@ -322,6 +332,19 @@ impl Court {
             faults.extend(self.known(revision, writer, "InputRequiredResult", result));
             return (format!("{method} → input_required"), faults);
         }
+        // Where a task was asked for or declared, it may be the answer to a call.
+        if method == "tools/call" && revision == Revision::MODERN && result["resultType"] == "task" {
+            faults.extend(TASKS.faults("TaskResult", &result));
+            return (format!("{method} → task"), faults);
+        }
+        if schema.has("CreateTaskResult") && result.get("task").is_some() {
+            faults.extend(self.known(revision, writer, "CreateTaskResult", result));
+            return (format!("{method} → task"), faults);
+        }
+        if let Some((_, definition)) = extension(revision, writer.other(), method) {
+            faults.extend(TASKS.faults(definition, &result));
+            return (format!("{method} → result"), faults);
+        }
         let Some(request) = schema.request(writer.other(), method) else {
             faults.push(Fault::of(format!("a result for `{method}`, which this revision does not have")));
             return (format!("{method} → result"), faults);
@@ -366,6 +389,19 @@ impl Court {
         }
         verdict
     }
+}
+
+/// The definitions of a request of the tasks extension and of its result.
+fn extension(revision: Revision, writer: Role, method: &str) -> Option<(&'static str, &'static str)> {
+    if revision != Revision::MODERN || writer != Role::Client {
+        return None;
+    }
+    Some(match method {
+        "tasks/get" => ("GetTaskRequest", "GetTaskResult"),
+        "tasks/update" => ("UpdateTaskRequest", "AcknowledgeResult"),
+        "tasks/cancel" => ("CancelTaskRequest", "AcknowledgeResult"),
+        _ => return None,
+    })
 }
 
 fn unasked(id: &Value) -> Fault {

@@ -52,6 +52,9 @@ static SCHEMAS: LazyLock<[Schema; 5]> = LazyLock::new(|| {
     ]
 });
 
+/// The tasks extension of 2026-07-28, of which no schema is published: written from its text.
+pub static TASKS: LazyLock<Schema> = LazyLock::new(|| Schema::read(include_str!("../../schemas/extension-tasks.json")));
+
 /// What is wrong, and where.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Fault {

@@ -110,6 +110,11 @@ impl Guests {
         self.sessions.is_empty()
     }
 
+    /// Have there been sessions of several principals?
+    pub(super) fn are_mixed(&self) -> bool {
+        self.strangers
+    }
+
     /// The session is used now.
     pub(super) fn touch(&mut self, session: &str) -> Option<Arc<str>> {
         let (session, _) = self.sessions.get_key_value(session)?;
