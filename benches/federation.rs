@@ -151,6 +151,8 @@ fn gateway(issuer: &Issuer, folder: &Path, scope: &str, after: Duration, new_eac
         leeway: Duration::from_secs(30),
         tenant_claims: Vec::new(),
         groups_claim: "groups".to_owned(),
+        certificate_bound: identity::Demand::Optional,
+        dpop: identity::Demand::Optional,
     };
     let grant =
         policy::Grant { scope: Some("mcp.read".to_owned()), allow: vec![Effect::Read], ..policy::Grant::default() };
@@ -166,7 +168,7 @@ fn gateway(issuer: &Issuer, folder: &Path, scope: &str, after: Duration, new_eac
     let reached = backends.iter().map(|backend| backend.name.clone()).collect();
     let member = |backend: Arc<Later>| {
         let name = backend.name.clone();
-        (name, Member { backend, credential: credentials::Config::None, mode: None, era: None, fingerprint: [0; 32] })
+        (name, Member { backend, credential: credentials::Source::none(), mode: None, era: None, fingerprint: [0; 32] })
     };
     let route = Route {
         path: "/mcp".to_owned(),

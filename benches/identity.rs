@@ -29,6 +29,7 @@ use wardgate::exchange::Request;
 use wardgate::exchange::RequestId;
 use wardgate::exchange::Verb;
 use wardgate::identity::Config;
+use wardgate::identity::Demand;
 use wardgate::identity::Identity;
 use wardgate::identity::Issuer;
 use wardgate::identity::Keys;
@@ -81,6 +82,8 @@ fn identity(pair: &RsaKeyPair, folder: &std::path::Path) -> Identity {
         leeway: Duration::from_secs(30),
         tenant_claims: vec!["tid".into()],
         groups_claim: "groups".into(),
+        certificate_bound: Demand::Optional,
+        dpop: Demand::Optional,
     };
     Identity::new(Config { issuers: vec![trusted], ..Config::default() }).expect("identity")
 }

@@ -30,8 +30,8 @@ use crate::telemetry::metrics::Metrics;
 
 pub use build::try_rooms;
 
-/// How often files are looked at for changes, limits swept, gauges set.
-const TICK: Duration = Duration::from_secs(1);
+/// How often files are looked at for changes. A change holds after two looks: a key that was revoked, within a second.
+const TICK: Duration = Duration::from_millis(400);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -139,8 +139,12 @@ impl Spine for Gateway {
         Gateway::note(self, head, reply)
     }
 
-    fn metadata(&self, host: &str, path: &str) -> Option<Bytes> {
-        Gateway::metadata(self, host, path)
+    async fn document(&self, host: &str, path: &str) -> Result<Bytes, Rejection> {
+        Gateway::document(self, host, path).await
+    }
+
+    fn register(&self, head: Head, path: &str, body: &[u8]) -> Reply {
+        Gateway::register(self, head, path, body)
     }
 
     fn admit(&self, peer: &Peer) -> Result<(), Rejection> {

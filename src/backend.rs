@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
 use crate::catalog::Catalog;
+use crate::credentials;
 use crate::credentials::Credential;
 use crate::mcp::Era;
 use crate::mcp::list::Entry;
@@ -90,7 +91,15 @@ pub enum Error {
     #[error("backend `{backend}`: the answer is larger than {bytes_max} bytes")]
     AnswerTooLarge { backend: Arc<str>, bytes_max: usize },
     #[error("backend `{backend}`: the upstream refused the gateway's credential ({status})")]
-    CredentialRefused { backend: Arc<str>, status: u16 },
+    CredentialRefused {
+        backend: Arc<str>,
+        status: u16,
+        /// What the upstream wants of the user (continuous access evaluation), as JSON. Only where the credential is the
+        /// user's own.
+        claims: Option<Arc<str>>,
+    },
+    #[error(transparent)]
+    Credential(credentials::Error),
     #[error("backend `{backend}`: the answer breaks the protocol: {what}")]
     Protocol { backend: Arc<str>, what: String },
     #[error("backend `{backend}`: the session is not known to the upstream any more")]

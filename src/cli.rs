@@ -1,10 +1,12 @@
-//! The command line: `run`, `front`, `stdio`, `demo`, `check`, `audit verify`, `api-key`, `schema`.
+//! The command line: `run`, `front`, `stdio`, `login`, `logout`, `whoami`, `demo`, `check`, `audit verify`, `api-key`, `schema`.
 
 mod audit;
 mod check;
 mod front;
+mod login;
 mod run;
 mod stdio;
+mod whoami;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -13,6 +15,9 @@ use std::process::ExitCode;
 use clap::Args;
 use clap::Parser;
 use clap::Subcommand;
+
+use crate::identity::api_key;
+use crate::identity::api_key::Fields;
 
 /// The command did what it was asked for.
 pub const OK: u8 = 0;
@@ -35,6 +40,12 @@ enum Verb {
     Front(front::Front),
     /// Let a client that only speaks stdio use a gateway, or any MCP server on HTTP(S): it starts this command.
     Stdio(stdio::Stdio),
+    /// Log in for a gateway's route, or for any MCP server that wants it; `wardgate stdio URL` uses the login.
+    Login(login::Login),
+    /// End a login: forget its tokens, and revoke them where that is possible.
+    Logout(login::Logout),
+    /// Who is a token to a configuration, and why not? With a URL: what does the gateway say to the kept login?
+    Whoami(whoami::Whoami),
     /// See it work: an identity provider, an MCP server and the gateway on loopback, and a short tour.
     #[cfg(feature = "demo")]
     Demo(Demo),
@@ -63,6 +74,21 @@ struct ApiKey {
     /// Scope of the key; repeat for several.
     #[arg(long = "scope")]
     scopes: Vec<String>,
+    /// Role of the key; repeat for several.
+    #[arg(long = "role")]
+    roles: Vec<String>,
+    /// Group of the key; repeat for several.
+    #[arg(long = "group")]
+    groups: Vec<String>,
+    /// The tenant that its holder belongs to.
+    #[arg(long)]
+    tenant: Option<String>,
+    /// It is good from this moment on: YYYY-MM-DD or YYYY-MM-DDThh:mm:ssZ.
+    #[arg(long)]
+    not_before: Option<String>,
+    /// It ends at this moment: YYYY-MM-DD or YYYY-MM-DDThh:mm:ssZ.
+    #[arg(long)]
+    expires: Option<String>,
 }
 
 /// Where the configuration stands; shared by the verbs that read it.
@@ -80,6 +106,9 @@ pub fn main() -> ExitCode {
         Verb::Run(verb) => block_on(verb.run()),
         Verb::Front(verb) => block_on(verb.run()),
         Verb::Stdio(verb) => block_on(verb.run()),
+        Verb::Login(verb) => block_on(verb.run()),
+        Verb::Logout(verb) => block_on(verb.run()),
+        Verb::Whoami(verb) => block_on(verb.run()),
         #[cfg(feature = "demo")]
         Verb::Demo(verb) => block_on(crate::demo::run(crate::demo::Options { tour_only: verb.tour })),
         Verb::Check(verb) => verb.run(),
@@ -104,7 +133,15 @@ fn block_on(work: impl Future<Output = u8>) -> u8 {
 
 impl ApiKey {
     fn run(self) -> u8 {
-        match crate::identity::api_key::generate(&self.name, &self.scopes) {
+        let fields = Fields {
+            scopes: self.scopes,
+            roles: self.roles,
+            groups: self.groups,
+            tenant: self.tenant,
+            not_before: self.not_before,
+            expires: self.expires,
+        };
+        match api_key::generate(&self.name, &fields) {
             Ok((key, line)) => print(&format!("key (shown once): {}\nline for the keys file: {line}", key.expose())),
             Err(error) => complain(&error.to_string()),
         }

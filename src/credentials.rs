@@ -1,42 +1,235 @@
 //! With what do we act upstream? A `Credential` is obtained from a `Permit`, never from a request.
+//!
+//! Three ways ([`Config`]): a fixed header; a token that the gateway gets for each caller (on behalf of, by exchange) or
+//! for itself; or, for a sidecar's own server only, the caller's token as it came. A caller is never served with the
+//! gateway's own identity because theirs could not be had: what fails, fails ([`Why`]).
+
+mod answer;
+mod assertion;
+mod cache;
+mod client;
+mod config;
+mod managed;
+mod mint;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
 
 use http::HeaderName;
+use http::header::AUTHORIZATION;
 
 use crate::policy::Permit;
 use crate::secret::Secret;
+use assertion::Caller;
+use mint::Lease;
+use mint::Mint;
 
-/// How a backend is authenticated to.
-#[derive(Clone, Debug, Default)]
-pub enum Config {
-    #[default]
-    None,
-    /// A header with a fixed value, for example `Authorization: Bearer …` from a file.
-    Static { header: HeaderName, value: Secret },
-}
+pub use answer::claims;
+pub use assertion::assertion;
+pub use config::Algorithm;
+pub use config::Client;
+pub use config::Config;
+pub use config::Grant;
+pub use config::Identity;
+pub use config::Minted;
+pub use config::Place;
+pub use config::Proof;
 
 /// What opens the upstream. Not `Clone`: obtained per call.
 #[derive(Debug)]
 pub struct Credential {
-    header: Option<(HeaderName, Secret)>,
+    header: Option<Arc<(HeaderName, Secret)>>,
+    lease: Option<Lease>,
 }
 
 impl Credential {
     /// The header to send, if any.
     pub fn header(&self) -> Option<&(HeaderName, Secret)> {
-        self.header.as_ref()
+        self.header.as_deref()
+    }
+
+    /// Is it one caller's, and no other's?
+    pub fn is_personal(&self) -> bool {
+        self.lease.as_ref().is_some_and(Lease::is_personal)
+    }
+
+    /// Names whose it is rather than what it is: the same before and after it was renewed. `None` for a fixed one.
+    pub fn identity(&self) -> Option<[u8; 32]> {
+        self.lease.as_ref().map(Lease::identity)
+    }
+
+    /// A second one like it, to be renewed if the upstream refuses the first. `None`: renewing would change nothing.
+    pub fn spare(&self) -> Option<Credential> {
+        let lease = self.lease.clone().filter(Lease::is_renewable)?;
+        Some(Credential { header: self.header.clone(), lease: Some(lease) })
+    }
+
+    /// The upstream refused it: forget the token and get another one. `claims`: what the upstream asks for (JSON).
+    ///
+    /// # Errors
+    /// When there is none to be had.
+    pub async fn renewed(self, claims: Option<&str>, deadline: Instant) -> Result<Credential, Error> {
+        match (self.header, self.lease) {
+            (Some(refused), Some(lease)) => lease.renewed(&refused, claims, deadline).await,
+            (header, lease) => Ok(Credential { header, lease }),
+        }
+    }
+
+    /// With what the backend's catalog is asked for when this call finds it old: the gateway's own credential where
+    /// there is one, else this caller's.
+    pub fn for_catalog(&self) -> impl Future<Output = Result<Credential, Error>> + Send + 'static {
+        const OWN_TIMEOUT: Duration = Duration::from_secs(10);
+        let (header, lease) = (self.header.clone(), self.lease.clone());
+        async move {
+            match &lease {
+                Some(lease) => match lease.own(Instant::now() + OWN_TIMEOUT).await? {
+                    Some(own) => Ok(own),
+                    None => Ok(Credential { header, lease: Some(lease.clone()) }),
+                },
+                None => Ok(Credential { header, lease: None }),
+            }
+        }
     }
 }
 
-/// The credential for a permitted call.
-pub fn obtain(config: &Config, _permit: &Permit) -> Credential {
-    own(config)
+/// Why there is no credential for a call.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("backend `{backend}`: {why}")]
+pub struct Error {
+    pub backend: Arc<str>,
+    pub why: Why,
 }
 
-/// The gateway's own credential for a backend: discovery and health checks only.
+/// What stands between a caller and a credential; each is something that somebody can do something about.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Why {
+    /// The provider does not let this user use that.
+    #[error("the identity provider denies this user the exchange")]
+    Denied,
+    /// The caller's token expired, if only just now.
+    #[error("the caller's token has expired")]
+    Expired,
+    /// The user must sign in again, satisfying the claims (JSON) if there are some.
+    #[error("the user must sign in again")]
+    Interaction { claims: Option<Arc<str>> },
+    /// The gateway's own client, its proof, or what it asks for is not accepted.
+    #[error("the identity provider does not accept the gateway's client or what it asks for")]
+    Misconfigured,
+    /// Nobody consented to the gateway acting for this user.
+    #[error("the consent for the gateway to act for this user is missing")]
+    NoConsent,
+    /// The token is good for the gateway and not for an exchange.
+    #[error("the identity provider does not accept the caller's token for an exchange")]
+    NotExchangeable,
+    #[error("the identity provider does not answer")]
+    Unavailable { retry_after: Duration },
+    /// The call is not by a user with a token.
+    #[error("{what}")]
+    UserRequired { what: &'static str },
+}
+
+/// Why credentials cannot be had as configured. Found at start and at reload.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("backend `{backend}`: credential: {what}")]
+pub struct Invalid {
+    pub backend: Arc<str>,
+    pub what: String,
+}
+
+/// Where one backend's credentials come from; with the tokens it has got so far.
+#[derive(Debug)]
+pub struct Source {
+    backend: Arc<str>,
+    way: Way,
+}
+
+#[derive(Debug)]
+enum Way {
+    Fixed(Option<Arc<(HeaderName, Secret)>>),
+    Forward,
+    Minted(Arc<Mint>),
+}
+
+impl Source {
+    /// Reads and checks keys and CA files; connects to nothing.
+    ///
+    /// # Errors
+    /// [`Invalid`].
+    pub fn new(backend: &Arc<str>, config: &Config) -> Result<Arc<Source>, Invalid> {
+        let way = match config {
+            Config::None | Config::Static { .. } => Way::Fixed(own(config).header),
+            Config::Forward { .. } => Way::Forward,
+            Config::Minted(minted) => Way::Minted(Mint::new(backend, minted)?),
+        };
+        Ok(Arc::new(Source { backend: backend.clone(), way }))
+    }
+
+    /// No credential at all.
+    pub fn none() -> Arc<Source> {
+        Arc::new(Source { backend: "".into(), way: Way::Fixed(None) })
+    }
+
+    /// Does each caller have a credential of their own?
+    pub fn is_personal(&self) -> bool {
+        match &self.way {
+            Way::Fixed(_) => false,
+            Way::Forward => true,
+            Way::Minted(mint) => mint.is_personal(),
+        }
+    }
+
+    /// The credential for a permitted call.
+    ///
+    /// # Errors
+    /// When it cannot be had; there is no other then.
+    pub async fn obtain(&self, permit: &Permit, deadline: Instant) -> Result<Credential, Error> {
+        match &self.way {
+            Way::Fixed(header) => Ok(Credential { header: header.clone(), lease: None }),
+            Way::Forward => self.forwarded(permit),
+            Way::Minted(mint) => mint.lease(permit.caller()).map_err(|why| self.error(why))?.obtain(deadline).await,
+        }
+    }
+
+    /// The gateway's own credential: discovery only. `None`: it has none here, only callers have.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub async fn own(&self, deadline: Instant) -> Result<Option<Credential>, Error> {
+        match &self.way {
+            Way::Fixed(header) => Ok(Some(Credential { header: header.clone(), lease: None })),
+            Way::Forward => Ok(None),
+            Way::Minted(mint) => mint.own(deadline).await,
+        }
+    }
+
+    /// Forgets every token it has got. Returns how many there were, roughly.
+    pub fn clear(&self) -> u64 {
+        match &self.way {
+            Way::Fixed(_) | Way::Forward => 0,
+            Way::Minted(mint) => mint.clear(),
+        }
+    }
+
+    fn forwarded(&self, permit: &Permit) -> Result<Credential, Error> {
+        let caller = permit.caller().and_then(|caller| caller.assertion()).and_then(Caller::open);
+        let caller = caller.ok_or_else(|| self.error(Why::UserRequired { what: assertion::NO_TOKEN }))?;
+        let header = Some(Arc::new((AUTHORIZATION, caller.bearer())));
+        Ok(Credential { header, lease: None })
+    }
+
+    fn error(&self, why: Why) -> Error {
+        Error { backend: self.backend.clone(), why }
+    }
+}
+
+/// The credential that needs nobody to be asked: health checks only. Nothing where there is none of that kind.
 pub fn own(config: &Config) -> Credential {
     let header = match config {
-        Config::None => None,
-        Config::Static { header, value } => Some((header.clone(), value.clone())),
+        Config::Static { header, value } => Some(Arc::new((header.clone(), value.clone()))),
+        Config::None | Config::Forward { .. } | Config::Minted(_) => None,
     };
-    Credential { header }
+    Credential { header, lease: None }
 }

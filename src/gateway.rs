@@ -189,9 +189,49 @@ impl Gateway {
         Ok(self.house.load().limits.admit(peer.address)?)
     }
 
-    /// The RFC 9728 document at a well-known path, for `GET` without a token. `None`: no such document.
-    pub fn metadata(&self, host: &str, path: &str) -> Option<Bytes> {
-        self.house.load().metadata(host, path)
+    /// The document at a well-known path, for `GET` without a token: of a route (RFC 9728), or of a facade (RFC 8414).
+    ///
+    /// # Errors
+    /// [`Rejection::NotFound`], and [`Rejection::Identity`] while the facade's issuer cannot be asked.
+    pub async fn document(&self, host: &str, path: &str) -> Result<Bytes, Rejection> {
+        let house = self.house.load_full();
+        if let Some(document) = house.metadata(host, path) {
+            return Ok(document);
+        }
+        let (facade, identifier, base) = house.authorization_server(path).ok_or(Rejection::NotFound)?;
+        Ok(facade.description(&identifier, base).await?)
+    }
+
+    /// Registers a client at a facade (RFC 7591): one reply, one record.
+    pub fn register(&self, head: Head, path: &str, body: &[u8]) -> Reply {
+        let house = self.house.load_full();
+        let admitted = if !self.audit.available() {
+            Err(Rejection::AuditUnavailable)
+        } else {
+            house.identity.facade_registering_at(path).ok_or(Rejection::NotFound)
+        };
+        let admitted = admitted.and_then(|facade| {
+            house.limits.register(head.peer.address)?;
+            Ok(facade)
+        });
+        let facade = match admitted {
+            Ok(facade) => facade,
+            Err(rejection) => return self.refuse(head, rejection),
+        };
+        let mut open = Open::begin_bare(head, &self.audit, &self.metrics);
+        match facade.register(body) {
+            Ok(client) => {
+                let reply = Reply::json(201, client);
+                open.reply("answered", &reply);
+                reply
+            }
+            Err(refused) => {
+                let reply = Reply::json(400, refused.document());
+                open.reason(refused.error);
+                open.reply("refused", &reply);
+                reply
+            }
+        }
     }
 
     /// Every refusal leaves here: status, headers, JSON-RPC error with the id, record.
@@ -204,13 +244,24 @@ impl Gateway {
         let header = match &rejection {
             Rejection::Identity { problem } if facts.status == 401 => Some((
                 WWW_AUTHENTICATE,
-                challenge::challenge(problem, metadata_url().as_deref(), &house.base_scopes(host, path)),
+                challenge::challenge(
+                    problem,
+                    metadata_url().as_deref(),
+                    &house.base_scopes(host, path),
+                    house.identity.scheme(),
+                ),
             )),
+            other if other.asks_to_sign_in().is_some() => {
+                let claims = other.asks_to_sign_in().flatten();
+                let (scopes, scheme) = (house.base_scopes(host, path), house.identity.scheme());
+                Some((WWW_AUTHENTICATE, challenge::interaction(claims, metadata_url().as_deref(), &scopes, scheme)))
+            }
             Rejection::InsufficientScope { scopes } => {
-                Some((WWW_AUTHENTICATE, challenge::insufficient_scope(scopes, metadata_url().as_deref())))
+                let (scopes, scheme) = (house.identity.asked_as(scopes), house.identity.scheme());
+                Some((WWW_AUTHENTICATE, challenge::insufficient_scope(&scopes, metadata_url().as_deref(), scheme)))
             }
             Rejection::MethodNotAllowed { allow } => Some((ALLOW, (*allow).to_owned())),
-            Rejection::RateLimited { retry_after, .. } => {
+            Rejection::RateLimited { retry_after, .. } | Rejection::CredentialUnavailable { retry_after, .. } => {
                 Some((RETRY_AFTER, rejection::seconds(*retry_after).to_string()))
             }
             _ if facts.retryable && facts.status >= 429 => Some((RETRY_AFTER, "1".to_owned())),

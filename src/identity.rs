@@ -3,13 +3,20 @@
 pub mod api_key;
 pub mod challenge;
 mod claims;
+mod dpop;
 pub mod entra;
+pub mod facade;
+pub mod forwarded;
 mod jwks;
 mod jwt;
 mod key;
 pub mod mtls;
 mod oidc;
+mod pattern;
+mod presented;
+pub mod registration;
 mod strict;
+mod subject;
 #[cfg(test)]
 mod tests;
 
@@ -21,15 +28,22 @@ use std::time::Instant;
 use std::time::SystemTime;
 
 use futures_util::StreamExt;
-use globset::GlobMatcher;
 use moka::sync::Cache;
 use ring::digest;
+use url::Url;
 
 use crate::exchange::ClientCertificate;
 use crate::exchange::Request;
 use crate::principal::Claims;
 use crate::principal::Method;
 use crate::principal::Principal;
+use crate::route;
+
+use presented::Presented;
+
+pub use pattern::Names;
+pub use pattern::Pattern;
+pub use subject::Subject;
 
 /// Verified tokens kept, so that a signature is checked once and not per call.
 const TOKENS_MAX: u64 = 100_000;
@@ -45,12 +59,22 @@ const WARM_CONCURRENT_MAX: usize = 16;
 pub struct Config {
     pub issuers: Vec<Issuer>,
     pub entra: Vec<entra::Entra>,
+    /// Issuers that clients log in at through a facade of the gateway's.
+    pub logins: Vec<facade::Login>,
     /// A file of hashed keys, see `api_key`.
     pub api_keys: Option<PathBuf>,
     /// Client certificates that name a principal by themselves.
     pub certificates: Vec<CertificateRule>,
+    /// A proxy in front that has verified the client certificates for us.
+    pub proxy: Option<forwarded::Proxy>,
+    /// The address clients use: what a DPoP proof must be for.
+    pub public_url: Option<Url>,
+    /// Hosts that stand in its place, for they are a route's own.
+    pub hosts: BTreeSet<String>,
     /// No identity at all: every caller is `anonymous` with these scopes. Only for loopback sidecars.
     pub anonymous: Option<BTreeSet<String>>,
+    /// Some backend acts on behalf of callers: their tokens are kept, sealed, as long as they are remembered.
+    pub assertions: bool,
 }
 
 /// One trusted token issuer, bound to its own keys.
@@ -69,6 +93,33 @@ pub struct Issuer {
     pub tenant_claims: Vec<String>,
     /// Claim name that carries groups.
     pub groups_claim: String,
+    /// Tokens bound to a client certificate (RFC 8705). Those that are must always come with theirs.
+    pub certificate_bound: Demand,
+    /// Tokens bound to a key (RFC 9449).
+    pub dpop: Demand,
+}
+
+/// Whether tokens of an issuer are bound to something that the caller must prove to have.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Demand {
+    Off,
+    #[default]
+    Optional,
+    Required,
+}
+
+/// How a token is presented: the scheme of `Authorization`, and of the challenge.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Scheme {
+    Bearer,
+    Dpop,
+}
+
+/// What the protected resource metadata says about proofs of possession.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Proofs {
+    pub certificate_bound: bool,
+    pub dpop: Demand,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -81,24 +132,53 @@ pub enum Keys {
     Url(String),
 }
 
-/// A client certificate that matches becomes a `Service` principal with these scopes.
+/// A client certificate that matches becomes a `Service` principal with these scopes, roles and groups.
 #[derive(Clone, Debug)]
 pub struct CertificateRule {
     pub matches: CertificateMatch,
     pub scopes: BTreeSet<String>,
-    pub tenant: Option<String>,
+    pub roles: BTreeSet<String>,
+    pub groups: BTreeSet<String>,
+    pub tenant: Tenant,
+}
+
+/// Whose the caller of a certificate rule is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Tenant {
+    Fixed(String),
+    /// The part of the name that the pattern calls `{tenant}`.
+    Named,
+    None,
 }
 
 #[derive(Clone, Debug)]
 pub enum CertificateMatch {
+    /// DNS names of the SAN.
+    Dns(Pattern),
+    /// Mail addresses of the SAN.
+    Email(Pattern),
     /// Lower-case hex SHA-256 of the leaf.
     Fingerprint(String),
-    /// Glob over DNS names of the SAN.
-    Dns(GlobMatcher),
-    /// Glob over the one SPIFFE id, for example `spiffe://prod.example.com/agents/*`.
-    Spiffe(GlobMatcher),
-    /// Exact RFC 4514 subject.
-    Subject(String),
+    /// The one SPIFFE id, for example `spiffe://prod.example.com/agents/*`.
+    Spiffe(Pattern),
+    /// The whole RFC 4514 subject.
+    Subject(Subject),
+    /// URIs of the SAN.
+    Uri(Pattern),
+}
+
+impl CertificateMatch {
+    /// Does it take the tenant from the name?
+    pub fn names_tenant(&self) -> bool {
+        match self {
+            CertificateMatch::Dns(pattern)
+            | CertificateMatch::Email(pattern)
+            | CertificateMatch::Spiffe(pattern)
+            | CertificateMatch::Uri(pattern) => pattern.names_tenant(),
+            CertificateMatch::Fingerprint(_) => false,
+            CertificateMatch::Subject(subject) => subject.names_tenant(),
+        }
+    }
 }
 
 /// Why there is no principal. The words go to the client (RFC 6750 `error_description`): no token content in them.
@@ -107,6 +187,9 @@ pub enum Error {
     /// A credential was sent and is not good; the words say which check failed.
     #[error("{description}")]
     Invalid { description: String },
+    /// The same of a token that is, or should be, presented with DPoP (RFC 9449 section 7.1).
+    #[error("{description}")]
+    Dpop { fault: Fault, description: String },
     /// No credential was sent: the challenge carries no `error` (RFC 6750 section 3.1).
     #[error("no credential was sent")]
     Missing,
@@ -115,9 +198,24 @@ pub enum Error {
     Unavailable { issuer: String },
 }
 
+/// What is not good when a token is presented with DPoP.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Fault {
+    Proof,
+    Token,
+}
+
 impl Error {
     fn invalid(description: impl Into<String>) -> Error {
         Error::Invalid { description: description.into() }
+    }
+
+    /// The same to a client that presents its token by this scheme.
+    fn by(self, scheme: Scheme) -> Error {
+        match (self, scheme) {
+            (Error::Invalid { description }, Scheme::Dpop) => Error::Dpop { fault: Fault::Token, description },
+            (error, _) => error,
+        }
     }
 }
 
@@ -141,9 +239,15 @@ pub enum StartError {
 /// The one verb, [`Identity::verify`], with what it needs: issuers and their keys, API keys, certificate rules.
 pub struct Identity {
     trust: jwt::Trust,
+    facades: Vec<Arc<facade::Facade>>,
     api_keys: Option<api_key::Keys>,
     certificates: Vec<CertificateRule>,
+    proxy: Option<forwarded::Proxy>,
+    public_url: Option<Url>,
+    hosts: BTreeSet<String>,
     anonymous: Option<Pair>,
+    assertions: bool,
+    replays: Arc<dpop::Replays>,
     tokens: Cache<TokenKey, Arc<jwt::Verified>>,
     named: Cache<String, Option<Arc<Principal>>>,
 }
@@ -173,13 +277,6 @@ struct TokenKey {
     mtls: bool,
 }
 
-/// The credential a request carries in its headers.
-enum Presented<'a> {
-    ApiKey(&'a str),
-    Nothing,
-    Token(&'a str),
-}
-
 impl Identity {
     /// Reads the files named in `config` and checks it. Issuers are not asked yet: see [`Identity::warm`].
     pub fn new(config: Config) -> Result<Identity, StartError> {
@@ -187,13 +284,17 @@ impl Identity {
     }
 
     /// The identity for a new configuration, on reload: keys already fetched from an issuer that is configured as
-    /// before are carried over, verified tokens are not.
+    /// before are carried over, and so are the DPoP proofs that were seen; verified tokens are not.
     pub fn renewed(&self, config: Config) -> Result<Identity, StartError> {
         Identity::build(config, Some(self))
     }
 
     fn build(config: Config, previous: Option<&Identity>) -> Result<Identity, StartError> {
-        let api_keys = config.api_keys.as_deref().map(api_key::Keys::read).transpose()?;
+        let api_keys = config.api_keys.as_deref().map(|path| {
+            let old = previous.and_then(|previous| previous.api_keys.as_ref());
+            api_key::Keys::read(path, old)
+        });
+        let api_keys = api_keys.transpose()?;
         let mut fetchers = oidc::Fetchers::default();
         let mut trust = jwt::Trust::default();
         for issuer in config.issuers {
@@ -219,6 +320,14 @@ impl Identity {
             }
             trust.directories.push(directory);
         }
+        let mut facades = Vec::with_capacity(config.logins.len());
+        for login in config.logins {
+            let old = previous.and_then(|previous| previous.facades.iter().find(|old| *old.login() == login));
+            facades.push(match old {
+                Some(facade) => Arc::clone(facade),
+                None => Arc::new(facade::Facade::new(login, &mut fetchers)?),
+            });
+        }
         let anonymous = config.anonymous.map(|scopes| {
             let name = || "anonymous".to_owned();
             Pair::new(Claims {
@@ -231,9 +340,15 @@ impl Identity {
         });
         Ok(Identity {
             trust,
+            facades,
             api_keys,
             certificates: config.certificates,
+            proxy: config.proxy,
+            public_url: config.public_url,
+            hosts: config.hosts,
             anonymous,
+            assertions: config.assertions,
+            replays: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.replays)),
             tokens: Cache::builder().max_capacity(TOKENS_MAX).expire_after(jwt::UntilExpiry).build(),
             named: Cache::new(CERTIFICATES_MAX),
         })
@@ -241,19 +356,27 @@ impl Identity {
 
     /// Who sent this request? A credential that is there and not good is an error, never a reason to try the next.
     pub async fn verify(&self, request: &Request) -> Result<Arc<Principal>, Error> {
-        let certificate = request.peer.certificate.as_ref();
+        // On a proxy's connection the certificate, if there is one, is the proxy's.
+        let forwarded = self.proxy.as_ref().filter(|proxy| proxy.is_at(&request.peer));
+        let forwarded = forwarded.map(|proxy| proxy.certificate(request)).transpose()?;
+        let certificate = match &forwarded {
+            Some(shown) => shown.as_ref(),
+            None => request.peer.certificate.as_ref(),
+        };
         let valid = certificate.filter(|certificate| mtls::is_current(certificate, request.at));
-        match presented(request)? {
+        match Presented::by(request)? {
             Presented::ApiKey(key) => match &self.api_keys {
                 Some(keys) => keys.verify(key, request.at, valid.is_some()),
                 None => Err(Error::invalid("API keys are not accepted here")),
             },
-            Presented::Token(token) => self.token(token, request, valid).await,
-            Presented::Nothing => match certificate.and_then(|certificate| self.named(certificate)) {
-                Some(principal) if valid.is_some() => Ok(principal),
-                Some(_) => Err(Error::invalid("the client certificate has expired")),
-                None => self.anonymous.as_ref().map(|pair| pair.of(valid.is_some())).ok_or(Error::Missing),
-            },
+            Presented::Token(scheme, token) => self.token(scheme, token, request, valid).await,
+            Presented::Nothing => {
+                match certificate.and_then(|certificate| self.named(certificate, forwarded.is_some())) {
+                    Some(principal) if valid.is_some() => Ok(principal),
+                    Some(_) => Err(Error::invalid("the client certificate has expired")),
+                    None => self.anonymous.as_ref().map(|pair| pair.of(valid.is_some())).ok_or(Error::Missing),
+                }
+            }
         }
     }
 
@@ -264,82 +387,148 @@ impl Identity {
         futures_util::stream::iter(fetches).for_each_concurrent(WARM_CONCURRENT_MAX, |fetch| fetch).await;
     }
 
-    /// Where clients can get a token, for the protected resource metadata.
-    pub fn issuers(&self) -> Vec<String> {
-        let issuers = self.trust.issuers.iter().map(|issuer| issuer.config.issuer.clone());
-        issuers.chain(self.trust.directories.iter().map(entra::Directory::login_at)).collect()
+    /// Where clients can get a token, for the protected resource metadata: at the trusted issuers, or at their facades
+    /// below `base`.
+    pub fn authorization_servers(&self, base: &str) -> Vec<String> {
+        let issuers = self.trust.issuers.iter().map(|issuer| (issuer.config.issuer.clone(), None));
+        let directories = self.trust.directories.iter();
+        let all = issuers.chain(directories.map(|entra| (entra.config.place(), Some(entra.login_at()))));
+        let name = |(place, own): (String, Option<String>)| match self.facade_of(&place) {
+            Some(facade) => format!("{base}{}", facade.path()),
+            None => own.unwrap_or(place),
+        };
+        all.map(name).collect()
+    }
+
+    fn facade_of(&self, place: &str) -> Option<&Arc<facade::Facade>> {
+        self.facades.iter().find(|facade| facade.login().issuer == place)
+    }
+
+    /// These scopes as clients must ask for them at the issuer that is named first, which is where they go.
+    pub fn asked_as(&self, scopes: &[String]) -> Vec<String> {
+        let directory = || self.trust.directories.first().map(|directory| directory.config.place());
+        let first = self.trust.issuers.first().map(|issuer| issuer.config.issuer.clone()).or_else(directory);
+        let facade = first.and_then(|first| self.facade_of(&first));
+        let prefix = facade.map_or("", |facade| &facade.login().scope_prefix);
+        scopes.iter().map(|scope| format!("{prefix}{scope}")).collect()
+    }
+
+    /// The facade that is described at this path, and what comes behind the public URL in its identifier there.
+    pub fn facade_described_at(&self, path: &str) -> Option<(&Arc<facade::Facade>, &str)> {
+        // Clients of 2025-03-26 know no protected resource metadata: they ask at the root.
+        if let ([only], true) = (self.facades.as_slice(), facade::is_root_form(path)) {
+            return Some((only, ""));
+        }
+        self.facades.iter().find(|facade| facade.describes_at(path)).map(|facade| (facade, facade.path()))
+    }
+
+    /// The facade whose clients register at this path.
+    pub fn facade_registering_at(&self, path: &str) -> Option<&Arc<facade::Facade>> {
+        let path = path.strip_suffix(facade::REGISTER)?;
+        self.facades.iter().find(|facade| facade.path() == path)
+    }
+
+    /// How a caller without a token should present one: by DPoP where nothing else would be accepted.
+    pub fn scheme(&self) -> Scheme {
+        let only = self.proofs().dpop == Demand::Required && self.api_keys.is_none();
+        if only { Scheme::Dpop } else { Scheme::Bearer }
+    }
+
+    /// What the issuers together demand.
+    pub fn proofs(&self) -> Proofs {
+        let mut demands = self.trust.demands();
+        let Some(first) = demands.next() else { return Proofs { certificate_bound: false, dpop: Demand::Off } };
+        let one = Proofs { certificate_bound: first.certificate_bound == Demand::Required, dpop: first.dpop };
+        demands.fold(one, |all, next| Proofs {
+            certificate_bound: all.certificate_bound || next.certificate_bound == Demand::Required,
+            dpop: if all.dpop == next.dpop { all.dpop } else { Demand::Optional },
+        })
+    }
+
+    /// When each API key was used last, for those that were since the start.
+    pub fn api_keys_used(&self) -> Vec<api_key::Use> {
+        self.api_keys.as_ref().map(api_key::Keys::used).unwrap_or_default()
     }
 
     async fn token(
         &self,
+        scheme: Scheme,
         token: &str,
         request: &Request,
         certificate: Option<&ClientCertificate>,
     ) -> Result<Arc<Principal>, Error> {
+        let verified = self.verified(token, request, certificate).await.map_err(|error| error.by(scheme))?;
+        // What is remembered is the token. Its proof is another one for each request.
+        if let Some(bound_to) = verified.key(scheme)? {
+            self.proof(bound_to, token, request, verified.leeway_s())
+                .map_err(|description| Error::Dpop { fault: Fault::Proof, description })?;
+        }
+        Ok(Arc::clone(&verified.principal))
+    }
+
+    /// The token as verified now or before, good at this time and on this connection.
+    async fn verified(
+        &self,
+        token: &str,
+        request: &Request,
+        certificate: Option<&ClientCertificate>,
+    ) -> Result<Arc<jwt::Verified>, Error> {
         if token.len() > jwt::TOKEN_BYTES_MAX {
             return Err(Error::invalid("the token is too long"));
         }
         let key = TokenKey { digest: sha256(token.as_bytes()), mtls: certificate.is_some() };
-        if let Some(known) = self.tokens.get(&key)
-            && known.still_trusted(request.started)
-        {
+        if let Some(known) = self.tokens.get(&key).filter(|known| known.still_trusted(request.started)) {
             known.check(request.at, certificate)?;
-            return Ok(Arc::clone(&known.principal));
+            return Ok(known);
         }
-        let verified = jwt::verify(&self.trust, token, request, key.mtls).await?;
+        let mut verified = jwt::verify(&self.trust, token, request, key.mtls).await?;
+        if self.assertions {
+            verified.keep(token);
+        }
+        let verified = Arc::new(verified);
         verified.check(request.at, certificate)?;
-        let principal = Arc::clone(&verified.principal);
-        self.tokens.insert(key, Arc::new(verified));
-        Ok(principal)
+        self.tokens.insert(key, Arc::clone(&verified));
+        Ok(verified)
     }
 
-    /// The principal that the rules make of this certificate. A fingerprint always gives the same answer.
-    fn named(&self, certificate: &ClientCertificate) -> Option<Arc<Principal>> {
+    fn proof(&self, bound_to: &dpop::Thumbprint, token: &str, request: &Request, leeway_s: i64) -> Result<(), String> {
+        let proof = request.single_header("dpop").map_err(|()| "there is more than one `DPoP` header")?;
+        let proof = proof.ok_or("there is no `DPoP` header with a proof")?;
+        // Where there are issuers there is a public URL; without one no proof could be for us.
+        let own = self.hosts.get(route::bare(&request.host)).map(String::as_str);
+        let base = self.public_url.as_ref().and_then(|public| route::address(public, own));
+        let base = base.ok_or("DPoP needs the `public_url` of the gateway")?;
+        let expected = dpop::Expected {
+            bound_to,
+            token,
+            method: request.verb.as_str(),
+            base: &base,
+            path: &request.path,
+            // Now, not when the head came: a body can be slow, and what was seen meanwhile may be forgotten by now.
+            now: seconds(request.at.checked_add(request.started.elapsed()).unwrap_or(request.at)),
+            leeway_s,
+        };
+        dpop::check(proof, &expected, &self.replays)
+    }
+
+    /// The principal that the rules make of this certificate. The same certificate always gives the same answer; what a
+    /// proxy says of one may be less than the whole, and is remembered apart.
+    fn named(&self, certificate: &ClientCertificate, forwarded: bool) -> Option<Arc<Principal>> {
         if self.certificates.is_empty() {
             return None;
         }
-        if let Some(known) = self.named.get(certificate.fingerprint.as_str()) {
+        let key = match forwarded {
+            true => format!("forwarded {}", hex(&sha256(format!("{certificate:?}").as_bytes()))),
+            false => certificate.fingerprint.clone(),
+        };
+        if let Some(known) = self.named.get(&key) {
             return known;
         }
         let principal =
             mtls::claims(&self.certificates, certificate).map(|claims| Arc::new(Principal::verified(claims)));
-        self.named.insert(certificate.fingerprint.clone(), principal.clone());
+        self.named.insert(key, principal.clone());
         principal
     }
-}
-
-/// Finds the one credential in the headers. The query is never looked at (MCP authorization, RFC 6750 section 5.3).
-fn presented(request: &Request) -> Result<Presented<'_>, Error> {
-    let authorization = request
-        .single_header("authorization")
-        .map_err(|()| Error::invalid("the `Authorization` header is there more than once or is not visible ASCII"))?;
-    let api_key = request
-        .single_header("x-api-key")
-        .map_err(|()| Error::invalid("the `X-API-Key` header is there more than once or is not visible ASCII"))?;
-    match (authorization, api_key) {
-        (Some(_), Some(_)) => Err(Error::invalid("`Authorization` and `X-API-Key` must not be sent together")),
-        (Some(value), None) => match bearer(value)? {
-            key if key.starts_with(api_key::PREFIX) => Ok(Presented::ApiKey(key)),
-            token => Ok(Presented::Token(token)),
-        },
-        (None, Some(key)) => Ok(Presented::ApiKey(key)),
-        (None, None) => Ok(Presented::Nothing),
-    }
-}
-
-/// `Bearer` SP b64token (RFC 6750 section 2.1); the scheme in any case.
-fn bearer(value: &str) -> Result<&str, Error> {
-    let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return Err(Error::invalid("the `Authorization` scheme is not `Bearer`"));
-    }
-    let token = token.trim_start_matches(' ');
-    let body = token.trim_end_matches('=');
-    let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(&byte);
-    if body.is_empty() || !body.bytes().all(legal) {
-        return Err(Error::invalid("the bearer token is empty or has characters that no token has"));
-    }
-    Ok(token)
 }
 
 /// What was expected, for a refusal: public configuration, never a piece of the token.

@@ -16,8 +16,8 @@
 //! * words: [`secret`] (a value never shown), [`mcp`] (the protocol, pure), [`exchange`] (a request and a reply)
 //! * facts: [`principal`] (who), [`catalog`] (what can be asked, and what it does)
 //! * judgement, without clock or I/O: [`route`] (where does it go), [`policy`] (may they)
-//! * work: [`identity`] (who is calling), [`limits`] (how much), [`credentials`] (with what), [`backend`] (where is it
-//!   done), [`audit`] (what happened), [`telemetry`] (how is it going)
+//! * work: [`fetch`] (our own requests), [`identity`] (who is calling), [`limits`] (how much), [`credentials`] (with
+//!   what), [`backend`] (where is it done), [`audit`] (what happened), [`telemetry`] (how is it going)
 //! * spine: [`gateway`] (in which order)
 //! * edge: [`server`] (over which wire), [`config`] (as written, as meant), [`app`], [`cli`]
 //!
@@ -25,7 +25,8 @@
 //!
 //! * One request, one reply, one audit record: also when a step fails, panics, or the client leaves.
 //! * A [`policy::Permit`] is made only by the judgement and owns the [`catalog::Call`]: what was judged is what runs.
-//! * A [`credentials::Credential`] comes from a permit, never from a request: the caller's token has no path upstream.
+//! * A [`credentials::Credential`] comes from a permit, never from a request. The caller's own token is sealed at
+//!   verification; only [`credentials`] can open it, to exchange it (or, for a sidecar's own server, to forward it).
 //! * What goes upstream is written from our own parse, headers included: nothing of the client's is copied.
 //! * A tool that is hidden and a tool that does not exist get the same bytes.
 //! * Absent means no: no policy, no effect, no key, no audit: no.
@@ -47,6 +48,7 @@ pub mod route;
 pub mod audit;
 pub mod backend;
 pub mod credentials;
+pub mod fetch;
 pub mod identity;
 pub mod limits;
 pub mod telemetry;

@@ -11,6 +11,7 @@ mod slots;
 mod tests;
 
 use std::net::IpAddr;
+use std::net::Ipv6Addr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +32,9 @@ use slots::Slots;
 
 /// Nobody knows when a slot becomes free; clients that ask sooner only hammer.
 const SLOT_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Clients registered from one address: a person has a handful, a NAT a few at once, a flood thousands.
+const REGISTRATIONS: Rate = Rate { calls: NonZeroU32::MIN.saturating_add(59), period: Duration::from_secs(60) };
 
 /// All limits; `None` and empty mean unlimited.
 #[derive(Clone, Debug, Default)]
@@ -62,8 +66,8 @@ pub struct Bound {
 /// Which limit said no, and when to ask again.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Limited {
-    /// `address`, `principal`, `tenant`, `tool`, `principal-concurrent`, `tenant-concurrent`, `tool-concurrent`,
-    /// `principal-streams`, `tenant-streams`.
+    /// `address`, `registration`, `principal`, `tenant`, `tool`, `principal-concurrent`, `tenant-concurrent`,
+    /// `tool-concurrent`, `principal-streams`, `tenant-streams`.
     pub limit: &'static str,
     /// Asking sooner is refused again.
     pub retry_after: Duration,
@@ -100,6 +104,7 @@ pub struct Limits<C: Clock + Clone = DefaultClock> {
     config: Config,
     keys: Arc<Keys>,
     address: Option<Arc<Rates<C>>>,
+    registrations: Arc<Rates<C>>,
     principal: Option<Arc<Rates<C>>>,
     tenant: Option<Arc<Rates<C>>>,
     tools: Vec<Option<Arc<Rates<C>>>>,
@@ -118,6 +123,7 @@ impl<C: Clock + Clone> Limits<C> {
         let rates = |rate: Option<Rate>| rate.map(|rate| Arc::new(Rates::new(rate, clock.clone())));
         Limits {
             address: rates(config.address),
+            registrations: Arc::new(Rates::new(REGISTRATIONS, clock.clone())),
             principal: rates(config.principal.calls),
             tenant: rates(config.tenant.calls),
             tools: config.tools.iter().map(|(_, bound)| rates(bound.calls)).collect(),
@@ -135,6 +141,7 @@ impl<C: Clock + Clone> Limits<C> {
         let mut new = Limits::with_clock(config, self.clock.clone());
         new.keys = self.keys.clone();
         new.slots = self.slots.clone();
+        new.registrations = self.registrations.clone();
         keep(&mut new.address, self.address.as_ref());
         keep(&mut new.principal, self.principal.as_ref());
         keep(&mut new.tenant, self.tenant.as_ref());
@@ -152,6 +159,15 @@ impl<C: Clock + Clone> Limits<C> {
     pub fn admit(&self, address: Option<IpAddr>) -> Result<(), Limited> {
         let (Some(rates), Some(address)) = (&self.address, address) else { return Ok(()) };
         rates.count(self.keys.address(address)).map_err(|retry_after| Limited::rate("address", retry_after))
+    }
+
+    /// Counts one registration of a client from an address; all of a Unix socket together.
+    ///
+    /// # Errors
+    /// [`Limited`] by `registration`.
+    pub fn register(&self, address: Option<IpAddr>) -> Result<(), Limited> {
+        let key = self.keys.address(address.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)));
+        self.registrations.count(key).map_err(|retry_after| Limited::rate("registration", retry_after))
     }
 
     /// Counts one permitted call and takes its slots. `tool` is `None` for what is not a tool call. The slot is to be
@@ -235,6 +251,7 @@ impl<C: Clock + Clone> Limits<C> {
             .into_iter()
             .chain(&self.tools)
             .flatten()
+            .chain([&self.registrations])
             .for_each(|rates| rates.sweep());
     }
 

@@ -73,6 +73,19 @@ pub struct Grant {
     pub tools: Vec<String>,
 }
 
+impl Grant {
+    /// Is it for this caller? What the policies that it becomes ask first.
+    pub fn is_for(&self, principal: &Principal) -> bool {
+        match (&self.scope, &self.role, &self.group, &self.subject) {
+            (Some(scope), ..) => principal.scopes.contains(scope),
+            (_, Some(role), ..) => principal.roles.contains(role),
+            (_, _, Some(group), _) => principal.groups.contains(group),
+            (.., Some(subject)) => principal.subject == *subject,
+            (None, None, None, None) => true,
+        }
+    }
+}
+
 /// Facts about the exchange that policy conditions may use as `context`.
 #[derive(Clone, Debug)]
 pub struct Context {
@@ -105,12 +118,14 @@ pub enum Error {
 /// Making it is not:
 /// ```compile_fail,E0451
 /// fn forge(call: wardgate::catalog::Call) -> wardgate::policy::Permit {
-///     wardgate::policy::Permit { call, owner: "".into(), policies: std::sync::Arc::new([]) }
+///     wardgate::policy::Permit { call, caller: None, owner: "".into(), policies: std::sync::Arc::new([]) }
 /// }
 /// ```
 #[derive(Debug)]
 pub struct Permit {
     call: Call,
+    /// Whom it was given to; tests have permits of nobody.
+    caller: Option<Principal>,
     owner: Arc<str>,
     policies: Arc<[String]>,
 }
@@ -123,6 +138,11 @@ impl Permit {
     /// [`Principal::key`] of whom it was given to: what is kept upstream for one principal serves no other.
     pub fn owner(&self) -> &Arc<str> {
         &self.owner
+    }
+
+    /// Whom it was given to, for what is done on their behalf.
+    pub fn caller(&self) -> Option<&Principal> {
+        self.caller.as_ref()
     }
 
     /// Ids of the policies that allowed it.
@@ -139,7 +159,11 @@ impl Permit {
     }
 
     pub fn for_tests_of(call: Call, owner: &str) -> Permit {
-        Permit { call, owner: owner.into(), policies: Arc::new([]) }
+        Permit { call, caller: None, owner: owner.into(), policies: Arc::new([]) }
+    }
+
+    pub fn for_tests_by(call: Call, caller: &Principal) -> Permit {
+        Permit { call, owner: caller.key().clone(), caller: Some(caller.clone()), policies: Arc::new([]) }
     }
 }
 
@@ -250,7 +274,9 @@ impl Policy {
             Verdict::Allow(_) if call.action == Action::Complete && !self.lists(principal, &call.decl, context) => {
                 deny(Reason::NotGranted, Arc::default(), false)
             }
-            Verdict::Allow(policies) => Ok(Permit { call, owner: principal.key().clone(), policies }),
+            Verdict::Allow(policies) => {
+                Ok(Permit { call, owner: principal.key().clone(), caller: Some(principal.clone()), policies })
+            }
             Verdict::Deny(reason, policies) => deny(reason, policies, self.lists(principal, &call.decl, context)),
             // INVARIANT: `settle` leaves nothing open.
             Verdict::Depends => deny(Reason::Error, Arc::default(), false),

@@ -1,6 +1,8 @@
 //! `Principal`: the verified caller, and everything policy may know about them.
 
+use std::any::Any;
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -60,6 +62,8 @@ pub enum Method {
     ApiKey,
     Bearer,
     Certificate,
+    /// A token, and for each request a proof by the key that it is bound to (RFC 9449).
+    Dpop,
 }
 
 impl Method {
@@ -69,16 +73,39 @@ impl Method {
             Method::ApiKey => "api_key",
             Method::Bearer => "bearer",
             Method::Certificate => "certificate",
+            Method::Dpop => "dpop",
         }
     }
 }
 
 /// The verified caller. Made once per verified credential, shared by reference.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Principal {
-    claims: Claims,
+    claims: Arc<Claims>,
     key: Arc<str>,
     authority: u128,
+    assertion: Option<Assertion>,
+}
+
+/// The caller's own token, sealed: it can be opened only by the room that can name the type of what is inside, and that
+/// type is private to `credentials`. It has no text form and is wiped when the last principal of the token is gone.
+#[derive(Clone)]
+pub struct Assertion(Arc<dyn Any + Send + Sync>);
+
+impl Assertion {
+    pub fn seal<T: Any + Send + Sync>(inside: T) -> Assertion {
+        Assertion(Arc::new(inside))
+    }
+
+    pub fn open<T: Any + Send + Sync>(&self) -> Option<&T> {
+        self.0.downcast_ref()
+    }
+}
+
+impl fmt::Debug for Assertion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Assertion(***)")
+    }
 }
 
 impl Principal {
@@ -86,7 +113,18 @@ impl Principal {
     pub fn verified(claims: Claims) -> Self {
         let key = format!("{}|{}|{}", claims.issuer, claims.tenant.as_deref().unwrap_or(""), claims.subject);
         let authority = authority(&claims);
-        Principal { claims, key: key.into(), authority }
+        Principal { claims: Arc::new(claims), key: key.into(), authority, assertion: None }
+    }
+
+    /// The same, with the token that proved it: where a backend is to act on behalf of callers.
+    #[must_use]
+    pub fn bearing(self, assertion: Assertion) -> Self {
+        Principal { assertion: Some(assertion), ..self }
+    }
+
+    /// What `credentials` may exchange; `None` for callers that came without a token, or where no backend needs it.
+    pub fn assertion(&self) -> Option<&Assertion> {
+        self.assertion.as_ref()
     }
 
     /// issuer, tenant and subject: names the principal in limits, sessions and caches.
@@ -101,6 +139,14 @@ impl Principal {
 
     pub fn expires_at(&self) -> Option<SystemTime> {
         self.claims.expires_at
+    }
+}
+
+#[cfg(test)]
+impl Principal {
+    /// A principal that nobody verified: for tests of the rooms behind identity.
+    pub fn for_tests(claims: Claims) -> Self {
+        Self::verified(claims)
     }
 }
 

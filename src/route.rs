@@ -5,6 +5,8 @@ mod uris;
 
 use std::sync::Arc;
 
+use url::Url;
+
 pub use names::Clash;
 pub use names::Found;
 pub use names::MEMBER_TIMEOUT;
@@ -100,17 +102,36 @@ impl Config {
         self.find(host, base).filter(|route| route.old_sse).map(|route| (route, entry))
     }
 
+    /// The one route that this host has, if it has one alone.
+    pub fn only(&self, host: &str) -> Option<&Arc<Route>> {
+        let bare = bare(host);
+        let mut reached = self.routes.iter().filter(|route| route.host.as_deref().is_none_or(|own| own == bare));
+        reached.next().filter(|_| reached.next().is_none())
+    }
+
     /// The most specific route: one for this host before one for any host.
     fn find(&self, host: &str, path: &str) -> Option<&Arc<Route>> {
-        let bare = host
-            .rsplit_once(':')
-            .filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()))
-            .map_or(host, |(bare, _)| bare);
+        let bare = bare(host);
         let matching = || self.routes.iter().filter(|route| route.path == path);
         matching()
             .find(|route| route.host.as_deref() == Some(bare))
             .or_else(|| matching().find(|route| route.host.is_none()))
     }
+}
+
+/// Where clients know what is at `own`, a host that a route has for itself, or else what any host has: configuration alone
+/// says so, and not what a request claims to have asked for.
+pub fn address(public: &Url, own: Option<&str>) -> Option<Url> {
+    let mut url = public.clone();
+    if let Some(host) = own {
+        url.set_host(Some(host)).ok()?;
+    }
+    Some(url)
+}
+
+/// Without its port.
+pub fn bare(host: &str) -> &str {
+    host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map_or(host, |(bare, _)| bare)
 }
 
 #[cfg(test)]

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use zeroize::Zeroize;
+
+/// Wiped when dropped.
 #[derive(Clone, Eq, PartialEq)]
 pub struct Secret(Box<str>);
 
@@ -19,5 +22,11 @@ impl Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(***)")
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.0.zeroize();
     }
 }

@@ -150,8 +150,13 @@ pub trait Spine: Send + Sync + 'static {
     /// The record of what the edge answers by itself (documents, preflights), and that answer: or a refusal, while
     /// records cannot be written.
     fn note(&self, head: Head, reply: Reply) -> Reply;
-    /// The RFC 9728 document at this path of this host.
-    fn metadata(&self, host: &str, path: &str) -> Option<Bytes>;
+    /// The well-known document at this path of this host.
+    ///
+    /// # Errors
+    /// Why there is none.
+    async fn document(&self, host: &str, path: &str) -> Result<Bytes, Rejection>;
+    /// The reply to a client that registers, and its record.
+    fn register(&self, head: Head, path: &str, body: &[u8]) -> Reply;
     /// Is this address within its rate?
     ///
     /// # Errors

@@ -58,6 +58,12 @@ impl Admin for Desk {
         self.metrics.render()
     }
 
+    fn clear_credentials(&self) -> u64 {
+        let count = self.gateway.house().members.values().map(|member| member.credential.clear()).sum::<u64>();
+        self.audit.event("credentials_cleared", &[("tokens", &count.to_string())]);
+        count
+    }
+
     fn status(&self) -> Value {
         let house = self.gateway.house();
         let mut backends: Vec<_> = house
@@ -84,6 +90,7 @@ fn gauges(gateway: &Gateway, audit: &Audit, metrics: &Metrics) {
     for (name, member) in &gateway.house().members {
         metrics.backend(name, member.backend.healthy(), member.backend.catalog().tools.len());
     }
+    metrics.api_keys(&gateway.house().identity.api_keys_used());
     metrics.audit(&audit.status());
 }
 

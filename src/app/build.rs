@@ -8,7 +8,7 @@ use std::time::Instant;
 use crate::backend::remote;
 use crate::config::Config;
 use crate::config::Loaded;
-use crate::credentials;
+use crate::credentials::Source;
 use crate::gateway::Gateway;
 use crate::gateway::House;
 use crate::gateway::Lists;
@@ -80,27 +80,25 @@ fn first_scopes(grants: &[Grant]) -> Vec<String> {
 fn member(config: &remote::Config, old: Option<&House>) -> Result<Member, String> {
     let print = fingerprint(config);
     let known = old.and_then(|house| house.members.get(&config.name)).filter(|member| member.fingerprint == print);
-    let backend = match known {
-        Some(member) => member.backend.clone(),
-        None => remote::new(config.clone()).map_err(|error| error.to_string())?,
+    // Together: what was got with an old credential goes with it.
+    let (backend, credential) = match known {
+        Some(member) => (member.backend.clone(), member.credential.clone()),
+        None => {
+            let credential = Source::new(&config.name, &config.credential).map_err(|error| error.to_string())?;
+            (remote::new(config.clone()).map_err(|error| error.to_string())?, credential)
+        }
     };
-    Ok(Member {
-        backend,
-        credential: config.credential.clone(),
-        mode: config.mode,
-        era: config.era,
-        fingerprint: print,
-    })
+    Ok(Member { backend, credential, mode: config.mode, era: config.era, fingerprint: print })
 }
 
 /// Equal fingerprints mean the same backend, its files and secrets included.
 fn fingerprint(config: &remote::Config) -> [u8; 32] {
     let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
     digest.update(format!("{config:?}").as_bytes());
-    if let credentials::Config::Static { value, .. } = &config.credential {
-        digest.update(b"credential");
-        digest.update(value.expose().as_bytes());
-    }
+    config.credential.secrets(&mut |secret| {
+        digest.update(&(secret.len() as u64).to_le_bytes());
+        digest.update(secret);
+    });
     match &config.transport {
         remote::Transport::Http(http) => tls_files(&mut digest, &http.tls),
         remote::Transport::Sse(sse) => tls_files(&mut digest, &sse.tls),
@@ -140,6 +138,11 @@ pub fn try_rooms(loaded: &Loaded) -> Result<Vec<String>, String> {
     if let Err(error) = crate::server::check(&config.server) {
         problems.push(error.to_string());
     }
+    for backend in &config.backends {
+        if let Err(error) = Source::new(&backend.name, &backend.credential) {
+            problems.push(error.to_string());
+        }
+    }
     if problems.is_empty() { Ok(notes) } else { Err(problems.join("\n")) }
 }
 
@@ -148,7 +151,18 @@ pub(super) async fn introduce(gateway: Arc<Gateway>) {
     let house = gateway.house();
     for (name, member) in &house.members {
         let deadline = Instant::now() + INTRODUCTION;
-        match member.backend.refresh(credentials::own(&member.credential), deadline).await {
+        let own = match member.credential.own(deadline).await {
+            Ok(Some(own)) => own,
+            Ok(None) => {
+                tracing::info!(backend = %name, "it is asked for its tools when the first caller comes, as that caller");
+                continue;
+            }
+            Err(error) => {
+                tracing::warn!(backend = %name, %error, "there is no credential to ask it for its tools yet");
+                continue;
+            }
+        };
+        match member.backend.refresh(own, deadline).await {
             Ok(catalog) => {
                 let mode = member.mode.map_or(house.mode, |mode| mode.min(house.mode));
                 let shown = catalog.tools.values().filter(|decl| mode.admits(decl.effect)).count();

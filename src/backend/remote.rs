@@ -270,19 +270,37 @@ impl Remote {
     }
 
     /// A call that finds the catalog old lets it be fetched anew meanwhile; it does not wait for that.
-    fn renew(&self) {
+    fn renew(&self, credential: &Credential) {
         // Bounds a fetch that nobody waits for.
         const RENEW_TIMEOUT: Duration = Duration::from_secs(60);
         if !self.shelf.wants_renewal() {
             return;
         }
-        let (config, upstream, shelf) = (self.config.clone(), self.upstream.clone(), self.shelf.clone());
+        let (upstream, shelf, credential) = (self.upstream.clone(), self.shelf.clone(), credential.for_catalog());
         tokio::spawn(async move {
-            let credential = Arc::new(credentials::own(&config.credential));
-            if let Err(error) = shelf.refresh(&upstream, &credential, Instant::now() + RENEW_TIMEOUT).await {
+            let deadline = Instant::now() + RENEW_TIMEOUT;
+            let fetched = match credential.await {
+                Ok(credential) => shelf.refresh(&upstream, &Arc::new(credential), deadline).await.map(drop),
+                Err(error) => Err(Error::Credential(error)),
+            };
+            if let Err(error) = fetched {
                 tracing::warn!(%error, "the tool catalog cannot be fetched again; the old one stays");
             }
         });
+    }
+
+    async fn call_once(&self, permit: &Permit, credential: Credential, deadline: Instant) -> Result<Answer, Error> {
+        let modern = permit.call().message().filter(|message| message.era == Era::Modern);
+        if let Some(message) = modern.filter(|_| self.speech.known() != Some(Era::Modern)) {
+            return self.call_any(permit, message, credential, deadline, None).await;
+        }
+        let outcome = self.upstream.ask(Ask::of(permit), &credential, deadline).await;
+        match modern {
+            Some(message) if speech::fit(Era::Modern, message.method, &outcome) != Fit::Fits => {
+                self.call_any(permit, message, credential, deadline, Some(outcome)).await
+            }
+            _ => outcome,
+        }
     }
 
     /// A modern call whose upstream may not speak the modern era. `had`: what it answered in the modern way, against all
@@ -352,17 +370,16 @@ impl Backend for Remote {
     }
 
     async fn call(&self, permit: Permit, credential: Credential, deadline: Instant) -> Result<Answer, Error> {
-        self.renew();
-        let modern = permit.call().message().filter(|message| message.era == Era::Modern);
-        if let Some(message) = modern.filter(|_| self.speech.known() != Some(Era::Modern)) {
-            return self.call_any(&permit, message, credential, deadline, None).await;
-        }
-        let outcome = self.upstream.ask(Ask::of(&permit), &credential, deadline).await;
-        match modern {
-            Some(message) if speech::fit(Era::Modern, message.method, &outcome) != Fit::Fits => {
-                self.call_any(&permit, message, credential, deadline, Some(outcome)).await
+        self.renew(&credential);
+        let spare = credential.spare();
+        let outcome = self.call_once(&permit, credential, deadline).await;
+        match (outcome, spare) {
+            // Who is not let in was not served: the call may be made again, once, with another token.
+            (Err(Error::CredentialRefused { status: 401, claims, .. }), Some(spare)) => {
+                let renewed = spare.renewed(claims.as_deref(), deadline).await.map_err(Error::Credential)?;
+                self.call_once(&permit, renewed, deadline).await
             }
-            _ => outcome,
+            (outcome, _) => outcome,
         }
     }
 
@@ -405,8 +422,8 @@ impl Blame {
         Error::SessionLost { backend: self.0.clone() }
     }
 
-    fn refused(&self, status: u16) -> Error {
-        Error::CredentialRefused { backend: self.0.clone(), status }
+    fn refused(&self, status: u16, claims: Option<Arc<str>>) -> Error {
+        Error::CredentialRefused { backend: self.0.clone(), status, claims }
     }
 
     fn invalid(&self, what: impl Into<String>) -> Invalid {

@@ -22,11 +22,15 @@ use tokio::task::JoinSet;
 use url::Url;
 
 use super::complain;
+use super::login;
 use crate::telemetry;
+pub(super) use failure::parameter_of;
 use relay::Relay;
 use remote::Bearer;
 use remote::Remote;
 use remote::Tls;
+pub(super) use remote::chain;
+pub(super) use remote::token;
 
 /// How long requests that are running may go on when standard input has ended, or after SIGTERM.
 const GRACE: Duration = Duration::from_secs(10);
@@ -35,7 +39,7 @@ const GRACE: Duration = Duration::from_secs(10);
 pub(super) struct Stdio {
     /// URL of the gateway's route, or of any MCP server (streamable HTTP): `https://mcp.example.com/mcp`.
     url: Url,
-    /// File with the bearer token; read anew for each request, so that something else may renew it.
+    /// File with the bearer token (default: the login of `wardgate login`, if there is one); read anew for each request, so that something else may renew it.
     #[arg(long, value_name = "FILE", conflicts_with = "bearer_env")]
     bearer_file: Option<PathBuf>,
     /// Environment variable with the bearer token (or API key).
@@ -83,11 +87,12 @@ impl Stdio {
             }
             (None, Some(name)) => {
                 let text = variable("--bearer-env", name)?;
-                let token = remote::token(&text);
+                let token = token(&text);
                 let token = token.ok_or_else(|| format!("--bearer-env `{name}` holds no token: visible characters"))?;
                 Some(Bearer::Fixed(token))
             }
-            (None, None) => None,
+            (None, None) if self.has_other_credential() => None,
+            (None, None) => self.login().await?,
         };
         if self.url.scheme() == "http" && bearer.is_some() && !is_loopback(&self.url) {
             tracing::warn!("the token crosses the network in the clear: use https");
@@ -107,6 +112,21 @@ impl Stdio {
             None => None,
         };
         Remote::new(self.url.clone(), bearer, headers, Tls { ca, client })
+    }
+
+    fn has_other_credential(&self) -> bool {
+        let named = |text: &String| text.split_once(':').map(|(name, _)| name.trim().to_ascii_lowercase());
+        let mut names = self.headers.iter().filter_map(named);
+        self.client_cert.is_some() || names.any(|name| matches!(name.as_str(), "authorization" | "x-api-key"))
+    }
+
+    /// The login that is kept for this URL, if there is one.
+    async fn login(&self) -> Result<Option<Bearer>, String> {
+        // Where nobody can be at home, nobody has logged in.
+        let Ok(store) = login::Store::open() else { return Ok(None) };
+        let Some(login) = store.read(&self.url).await? else { return Ok(None) };
+        let web = login::Web::new(&self.url, self.ca.as_deref()).await?;
+        Ok(Some(Bearer::Login(Arc::new(login::Renewing::new(store, login, web)))))
     }
 }
 
@@ -154,7 +174,7 @@ async fn serve(remote: Remote) -> std::io::Result<()> {
     Ok(())
 }
 
-fn check_url(url: &Url) -> Result<(), String> {
+pub(super) fn check_url(url: &Url) -> Result<(), String> {
     if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
         return Err(format!("`{}:` is no address of a server: give https://HOST/PATH", url.scheme()));
     }
@@ -164,7 +184,7 @@ fn check_url(url: &Url) -> Result<(), String> {
     Ok(())
 }
 
-fn is_loopback(url: &Url) -> bool {
+pub(super) fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(url::Host::Domain(name)) => name == "localhost",
         Some(url::Host::Ipv4(address)) => address.is_loopback(),
@@ -173,7 +193,7 @@ fn is_loopback(url: &Url) -> bool {
     }
 }
 
-async fn read(flag: &str, path: &std::path::Path) -> Result<Vec<u8>, String> {
+pub(super) async fn read(flag: &str, path: &std::path::Path) -> Result<Vec<u8>, String> {
     tokio::fs::read(path).await.map_err(|error| format!("{flag} `{}` cannot be read: {error}", path.display()))
 }
 

@@ -9,7 +9,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use globset::Glob;
-use globset::GlobBuilder;
 use globset::GlobMatcher;
 
 use super::Options;
@@ -165,20 +164,11 @@ impl<'a> Book<'a> {
 
     /// A glob in which `*` matches any characters.
     pub(super) fn glob(&mut self, key: &Key, text: &str) -> Option<GlobMatcher> {
-        self.compiled(key, text, Glob::new(text))
-    }
-
-    /// A glob in which `*` stays within one segment of a path.
-    pub(super) fn path_glob(&mut self, key: &Key, text: &str) -> Option<GlobMatcher> {
-        self.compiled(key, text, GlobBuilder::new(text).literal_separator(true).build())
-    }
-
-    fn compiled(&mut self, key: &Key, text: &str, glob: Result<Glob, globset::Error>) -> Option<GlobMatcher> {
         if text.is_empty() {
             self.error(key, "is empty; `*` matches everything");
             return None;
         }
-        match glob {
+        match Glob::new(text) {
             Ok(glob) => Some(glob.compile_matcher()),
             Err(error) => {
                 self.error(key, format!("is not a glob: {}", error.kind()));

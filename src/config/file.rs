@@ -1,7 +1,9 @@
 //! The configuration file as written: serde types, one field per key. Their doc comments are the schema's and the reference's words.
 
 mod backend;
+mod credential;
 mod identity;
+mod login;
 mod route;
 
 use schemars::JsonSchema;
@@ -9,7 +11,6 @@ use serde::Deserialize;
 
 pub(super) use backend::Backend;
 pub(super) use backend::Breaker;
-pub(super) use backend::Credential;
 pub(super) use backend::EffectRule;
 pub(super) use backend::Era;
 pub(super) use backend::Http;
@@ -17,13 +18,29 @@ pub(super) use backend::MaybeBreaker;
 pub(super) use backend::Processes;
 pub(super) use backend::Sse;
 pub(super) use backend::Stdio;
+pub(super) use credential::Client;
+pub(super) use credential::ClientCredentials;
+pub(super) use credential::Credential;
+pub(super) use credential::Discovery;
+pub(super) use credential::ManagedIdentity;
+pub(super) use credential::OnBehalfOf;
+pub(super) use credential::SecretIn;
+pub(super) use credential::Signature;
+pub(super) use credential::TenantPlace;
+pub(super) use credential::TokenExchange;
+pub(super) use credential::WorkloadIdentity;
 pub(super) use identity::Access;
 pub(super) use identity::Algorithm;
+pub(super) use identity::CertificateBound;
+pub(super) use identity::CertificateHeader;
 pub(super) use identity::CertificateRule;
 pub(super) use identity::Cloud;
+pub(super) use identity::Dpop;
 pub(super) use identity::Entra;
 pub(super) use identity::Identity;
 pub(super) use identity::Oidc;
+pub(super) use identity::Proxy;
+pub(super) use login::Login;
 pub(super) use route::Destination;
 pub(super) use route::Route;
 

@@ -1,8 +1,10 @@
 //! `File` to `Config`: defaults, cross-checks, and each room's own configuration.
 
 mod backend;
+mod credential;
 mod edge;
 mod identity;
+mod login;
 mod policy;
 mod route;
 mod sessions;
@@ -36,7 +38,9 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
     let public_url = public_url(book, &root.at("public_url"), file.public_url);
     let listeners = edge::listeners(book, &root, file.listeners);
     let admin = file.admin.and_then(|admin| edge::admin(book, &root.at("admin"), admin));
-    let identity = identity::identity(book, &root, file.identity, &listeners, public);
+    let mut identity = identity::identity(book, &root, file.identity, &listeners, public);
+    identity.public_url.clone_from(&public_url);
+    identity::check_proofs(book, &root, &identity);
     let mut admission = edge::admission(book, &root.at("admission"), file.admission.unwrap_or_default());
     admission.public_host = public_url.as_ref().and_then(Url::host_str).map(str::to_owned);
     if identity.anonymous.is_some() && admission.hosts.is_empty() {
@@ -44,7 +48,10 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
         admission.hosts.push(admission.public_host.clone().unwrap_or_else(|| "localhost".to_owned()));
     }
     let backends = backend::backends(book, &root, file.backends);
+    credential::check_forwarded(book, &root, &backends, &identity);
+    identity.assertions = backends.iter().any(|backend| backend.credential.needs_callers());
     let routes = route::routes(book, &root, file.routes, &backends);
+    identity.hosts = routes.routes.iter().filter_map(|route| route.host.clone()).collect();
     let policy = policy::policy(book, &root, file.mode, file.grants, file.policies);
     let limits = file.limits.map(|limits| limits_of(book, &root.at("limits"), limits)).unwrap_or_default();
     let audit = audit(book, &root, file.audit, &listeners);

@@ -1,5 +1,8 @@
 //! The effective configuration as YAML: every default filled in, every secret masked. What it shows can be loaded again.
 
+mod credential;
+
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::time::Duration;
 
@@ -10,13 +13,16 @@ use crate::audit;
 use crate::backend::remote;
 use crate::catalog::Effect;
 use crate::catalog::Mode;
-use crate::credentials;
 use crate::identity;
 use crate::identity::CertificateMatch;
+use crate::identity::Demand;
 use crate::identity::Keys;
+use crate::identity::Tenant;
 use crate::identity::entra::Cloud;
 use crate::identity::entra::Entra;
 use crate::identity::entra::Tenants;
+use crate::identity::facade::Login;
+use crate::identity::forwarded::Place;
 use crate::limits;
 use crate::route::Route;
 use crate::server;
@@ -192,17 +198,24 @@ fn listener(listener: &server::Listener) -> Shown {
 }
 
 fn identity(config: &identity::Config) -> Shown {
-    let mut ways: Vec<Shown> = config.entra.iter().map(|one| map([("entra", entra(one))])).collect();
-    ways.extend(config.issuers.iter().map(|one| map([("oidc", issuer(one))])));
+    let mut ways: Vec<Shown> = config.entra.iter().map(|one| map([("entra", entra(one, &config.logins))])).collect();
+    ways.extend(config.issuers.iter().map(|one| map([("oidc", issuer(one, &config.logins))])));
     ways.extend(config.api_keys.as_deref().map(|file| map([("api_keys", map([("file", path(file))]))])));
     if !config.certificates.is_empty() {
         ways.push(map([("certificates", list(&config.certificates, certificate))]));
+    }
+    if let Some(proxy) = &config.proxy {
+        let from = list(&proxy.from, |place| match place {
+            Place::Network(network) => text(network),
+            Place::Unix => word("unix"),
+        });
+        ways.push(map([("proxy", map([("from", from), ("certificate_header", word(proxy.header.as_str()))]))]));
     }
     ways.extend(config.anonymous.as_ref().map(|scopes| map([("anonymous", map([("scopes", list(scopes, text))]))])));
     Shown::List(ways)
 }
 
-fn entra(entra: &Entra) -> Shown {
+fn entra(entra: &Entra, logins: &[Login]) -> Shown {
     let (tenant, tenants) = match &entra.tenants {
         Tenants::Any => (Shown::Nothing, word("any")),
         Tenants::Organizations => (Shown::Nothing, word("organizations")),
@@ -226,10 +239,13 @@ fn entra(entra: &Entra) -> Shown {
         ("guests", access(entra.guests)),
         ("applications", access(entra.applications)),
         ("leeway", span(entra.leeway)),
+        ("certificate_bound", demand(entra.certificate_bound)),
+        ("dpop", demand(entra.dpop)),
+        ("login", login(&entra.place(), logins)),
     ])
 }
 
-fn issuer(issuer: &identity::Issuer) -> Shown {
+fn issuer(issuer: &identity::Issuer, logins: &[Login]) -> Shown {
     let (url, file) = match &issuer.keys {
         Keys::Discover => (Shown::Nothing, Shown::Nothing),
         Keys::File(file) => (Shown::Nothing, path(file)),
@@ -244,17 +260,51 @@ fn issuer(issuer: &identity::Issuer) -> Shown {
         ("leeway", span(issuer.leeway)),
         ("tenant_claim", list(&issuer.tenant_claims, text)),
         ("groups_claim", text(&issuer.groups_claim)),
+        ("certificate_bound", demand(issuer.certificate_bound)),
+        ("dpop", demand(issuer.dpop)),
+        ("login", login(&issuer.issuer, logins)),
     ])
+}
+
+fn login(issuer: &str, logins: &[Login]) -> Shown {
+    let Some(login) = logins.iter().find(|login| login.issuer == issuer) else { return Shown::Nothing };
+    map([
+        ("client_id", text(&login.client_id)),
+        ("loopback", word(login.loopback)),
+        ("redirect_uris", unless_empty(&login.redirect_uris, text)),
+        ("scope_prefix", maybe(Some(&login.scope_prefix).filter(|prefix| !prefix.is_empty()), text)),
+    ])
+}
+
+fn demand(demand: Demand) -> Shown {
+    word(match demand {
+        Demand::Off => "off",
+        Demand::Optional => "optional",
+        Demand::Required => "required",
+    })
 }
 
 fn certificate(rule: &identity::CertificateRule) -> Shown {
     let (name, value) = match &rule.matches {
-        CertificateMatch::Dns(glob) => ("dns", text(glob.glob())),
+        CertificateMatch::Dns(pattern) => ("dns", text(pattern.text())),
+        CertificateMatch::Email(pattern) => ("email", text(pattern.text())),
         CertificateMatch::Fingerprint(hex) => ("fingerprint", text(hex)),
-        CertificateMatch::Spiffe(glob) => ("spiffe", text(glob.glob())),
-        CertificateMatch::Subject(subject) => ("subject", text(subject)),
+        CertificateMatch::Spiffe(pattern) => ("spiffe", text(pattern.text())),
+        CertificateMatch::Subject(subject) => ("subject", text(subject.text())),
+        CertificateMatch::Uri(pattern) => ("uri", text(pattern.text())),
     };
-    map([(name, value), ("scopes", list(&rule.scopes, text)), ("tenant", maybe(rule.tenant.as_ref(), text))])
+    let words = |set: &BTreeSet<String>| if set.is_empty() { Shown::Nothing } else { list(set, text) };
+    let tenant = match &rule.tenant {
+        Tenant::Fixed(name) => text(name),
+        Tenant::Named | Tenant::None => Shown::Nothing,
+    };
+    map([
+        (name, value),
+        ("scopes", list(&rule.scopes, text)),
+        ("roles", words(&rule.roles)),
+        ("groups", words(&rule.groups)),
+        ("tenant", tenant),
+    ])
 }
 
 fn grant(grant: &crate::policy::Grant) -> Shown {
@@ -311,10 +361,6 @@ fn backend(config: &remote::Config) -> Shown {
         (_, None) => word(false),
         (_, Some(breaker)) => map([("failures", word(breaker.failures)), ("pause", span(breaker.pause))]),
     };
-    let credential = match &config.credential {
-        credentials::Config::None => Shown::Nothing,
-        credentials::Config::Static { header, .. } => map([("header", text(header)), ("value", text(MASK))]),
-    };
     map([
         (way, shown),
         ("era", word(config.era.map_or("auto", crate::mcp::Era::as_str))),
@@ -326,7 +372,7 @@ fn backend(config: &remote::Config) -> Shown {
         ),
         ("trust_annotations", word(config.effects.trust_annotations)),
         ("mode", maybe(config.mode, mode)),
-        ("credential", credential),
+        ("credential", credential::shown(&config.credential)),
         ("connect_timeout", span(config.connect_timeout)),
         ("read_timeout", config.read_timeout.map_or_else(|| word("none"), span)),
         ("answer_bytes_max", size(config.answer_bytes_max)),

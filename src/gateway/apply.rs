@@ -110,6 +110,13 @@ impl Want {
 }
 
 impl Want {
+    /// What is listed here is for this caller alone.
+    pub(super) fn keep_nothing(&mut self) {
+        if let Some(listing) = &mut self.list {
+            listing.keep_nothing();
+        }
+    }
+
     /// The answer, where one that is the same for everybody is known. It is filtered like any other.
     pub(super) fn known(&mut self, lists: &Lists) -> Option<Answer> {
         let listing = self.list.as_mut()?;

@@ -30,7 +30,6 @@ use super::errand::Errand;
 use super::flow::Passing;
 use super::prepare::Asked;
 use crate::catalog::Operation;
-use crate::credentials;
 use crate::mcp::Era;
 use crate::mcp::FaultKind;
 use crate::mcp::Id;
@@ -137,8 +136,12 @@ fn is_of_another_era(outcome: &Result<Outgoing, Rejection>) -> bool {
 
 async fn is_modern(errand: &Errand, open: &mut Open) -> bool {
     let Ok(member) = errand.only_member(open) else { return false };
-    let own = credentials::own(&member.credential);
-    member.backend.speaks(own, errand.request.deadline).await == Ok(Era::Modern)
+    // What is known needs no credential.
+    if let Some(era) = member.backend.era() {
+        return era == Era::Modern;
+    }
+    let Ok(credential) = errand.asks_with(member).await else { return false };
+    member.backend.speaks(credential, errand.request.deadline).await == Ok(Era::Modern)
 }
 
 async fn serve(errand: &Errand, asked: Asked, lobby: &Arc<Lobby>, open: &mut Open) -> Result<Outgoing, Rejection> {

@@ -25,7 +25,7 @@ use crate::catalog::Call;
 use crate::catalog::Decl;
 use crate::catalog::Operation;
 use crate::catalog::Session;
-use crate::credentials;
+use crate::credentials::Credential;
 use crate::exchange::Request;
 use crate::limits::Limited;
 use crate::limits::Slot;
@@ -102,7 +102,7 @@ impl Errand {
             let call = Call { action, effect: decl.effect, decl, operation, session: None, version: None };
             let mode = self.house.ceiling(&self.route, member);
             open.what(&call, mode);
-            let judged = prepare::Judged::of(&call, mode, &self.request, false);
+            let judged = prepare::Judged::of(&call, mode, &self.principal, &self.request, false);
             match self.house.policy.authorize(&self.principal, call, &judged.context) {
                 Ok(permit) => {
                     open.allowed_by(&permit);
@@ -117,6 +117,24 @@ impl Errand {
             }
         }
         Err(Rejection::InsufficientScope { scopes })
+    }
+
+    /// With what a backend is asked about itself: the gateway's own credential, or where only callers have one this
+    /// caller's, who must be allowed to talk to it.
+    pub(super) async fn asks_with(&self, member: &Member) -> Result<Credential, Rejection> {
+        let deadline = self.request.deadline;
+        if let Some(own) = member.credential.own(deadline).await? {
+            return Ok(own);
+        }
+        let decl = prepare::connect(member);
+        let (action, operation) = (Action::Connect, Operation::Stream { last_event_id: None });
+        let call = Call { action, effect: decl.effect, decl, operation, session: None, version: None };
+        let mode = self.house.ceiling(&self.route, member);
+        let judged = prepare::Judged::of(&call, mode, &self.principal, &self.request, false);
+        let permit = self.house.policy.authorize(&self.principal, call, &judged.context);
+        let permit = permit
+            .map_err(|_denial| Rejection::InsufficientScope { scopes: self.house.scopes_of(member.backend.name()) })?;
+        Ok(member.credential.obtain(&permit, deadline).await?)
     }
 
     /// The same errand begun now: for what goes on after its request has been answered in part.
@@ -184,17 +202,17 @@ impl Errand {
         if let Some(name) = asked.message().and_then(|message| message.params.name.as_deref()) {
             open.target(name); // what is found nowhere has been asked for all the same
         }
-        let context = prepare::context(mode, request);
+        let context = prepare::context(mode, &self.principal, request);
         let may_read = |decl: &Decl| house.policy.lists(&self.principal, decl, &context);
-        let call = prepare::call(asked, session, member, request, may_read).await?; // target and effect known
+        let call = prepare::call(asked, session, member, self, may_read).await?; // target and effect known
         if !Arc::ptr_eq(&known, &member.backend.catalog()) {
             house.lists.changed(member.backend.name(), ListKind::Tools);
         }
         open.what(&call, mode);
-        let judged = prepare::Judged::of(&call, mode, request, mirrors);
+        let judged = prepare::Judged::of(&call, mode, &self.principal, request, mirrors);
         let permit = match house.policy.authorize(&self.principal, call, &judged.context) {
             Ok(permit) => permit, // what was judged is what runs
-            Err(denial) => return Err(judged.refuse(denial, house, member, open, request).await),
+            Err(denial) => return Err(judged.refuse(denial, member, open, self).await),
         };
         judged.after(house, &self.principal, member)?;
         named.judge(self, member, &judged.context).await?;
@@ -203,11 +221,16 @@ impl Errand {
             Some(slot) => slot,
             None => Arc::new(house.limits.acquire_for(&self.principal, &permit)?),
         };
-        let credential = credentials::obtain(&member.credential, &permit);
         let mut want = apply::Want::of(&permit, &house.lists, named);
+        if member.credential.is_personal() {
+            want.keep_nothing(); // whatever the upstream calls public, it was asked as this caller
+        }
         let answer = match want.known(&house.lists) {
             Some(answer) => answer, // public, and asked for a moment ago
-            None => open.timed(member.backend.call(permit, credential, request.deadline)).await?,
+            None => {
+                let credential = member.credential.obtain(&permit, request.deadline).await?;
+                open.timed(member.backend.call(permit, credential, request.deadline)).await?
+            }
         };
         Desk::new(self, member, judged.context).apply(answer, want, slot, request).await
     }

@@ -12,6 +12,7 @@ use crate::catalog::Mode;
 use crate::credentials;
 use crate::identity::Identity;
 use crate::identity::challenge;
+use crate::identity::facade::Facade;
 use crate::limits::Limits;
 use crate::mcp::Era;
 use crate::policy::Policy;
@@ -40,7 +41,7 @@ pub struct House {
 /// One backend with what the configuration says about it.
 pub struct Member {
     pub backend: Arc<dyn Backend>,
-    pub credential: credentials::Config,
+    pub credential: Arc<credentials::Source>,
     pub mode: Option<Mode>,
     /// The era it is to be spoken to in, where that is configured.
     pub era: Option<Era>,
@@ -57,14 +58,15 @@ impl House {
     /// Where the metadata of the route at this path stands; `None` without a public URL, an issuer or such a route.
     pub(super) fn metadata_url(&self, host: &str, path: &str) -> Option<String> {
         // Without an issuer there is nobody to log in at: a link would lead nowhere.
-        let base = self.base().filter(|_| !self.identity.issuers().is_empty())?;
-        self.routes.resolve(host, path).map(|(route, _)| format!("{base}{WELL_KNOWN}{}", route.path))
+        let base = self.base().filter(|base| !self.identity.authorization_servers(base).is_empty())?;
+        let (route, _) = self.routes.resolve(host, path)?;
+        Some(format!("{}{WELL_KNOWN}{}", self.base_of(route).unwrap_or(base.to_owned()), route.path))
     }
 
     /// The scopes a client should ask for first: the least that opens this route.
     pub(super) fn base_scopes(&self, host: &str, path: &str) -> Vec<String> {
         let route = self.routes.resolve(host, path);
-        route.map(|(route, _)| self.scopes_of_route(route)).unwrap_or_default()
+        self.identity.asked_as(&route.map(|(route, _)| self.scopes_of_route(route)).unwrap_or_default())
     }
 
     /// SPEC: authorization §Scope Selection: the least set, never the catalogue. More is asked for when it is needed.
@@ -89,14 +91,29 @@ impl House {
         let base = self.base()?;
         let route = match suffix {
             // The root form names a resource only where there is no doubt which.
-            "" | "/" => self.routes.routes.first().filter(|_| self.routes.routes.len() == 1)?,
+            "" | "/" => self.routes.only(host)?,
             path => self.routes.resolve(host, path)?.0,
         };
-        let servers = self.identity.issuers();
+        let servers = self.identity.authorization_servers(base);
         if servers.is_empty() {
             return None;
         }
-        Some(challenge::metadata(&format!("{base}{}", route.path), &servers, &self.scopes_of_route(route)))
+        let resource = format!("{}{}", self.base_of(route)?, route.path);
+        let scopes = self.identity.asked_as(&self.scopes_of_route(route));
+        Some(challenge::metadata(&resource, &servers, &scopes, self.identity.proofs()))
+    }
+
+    /// The facade that is described at this path, and the identifier it has there.
+    pub(super) fn authorization_server(&self, path: &str) -> Option<(&Arc<Facade>, String, &str)> {
+        let base = self.base()?;
+        let (facade, behind) = self.identity.facade_described_at(path)?;
+        Some((facade, format!("{base}{behind}"), base))
+    }
+
+    /// Where clients know this route's host.
+    fn base_of(&self, route: &Route) -> Option<String> {
+        let url = route::address(self.public_url.as_ref()?, route.host.as_deref())?;
+        Some(url.as_str().trim_end_matches('/').to_owned())
     }
 
     fn base(&self) -> Option<&str> {

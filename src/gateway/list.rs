@@ -76,6 +76,11 @@ impl Listing {
     pub(super) fn said_before(kind: ListKind) -> Listing {
         Listing { kind, kept_as: None, fresh: false }
     }
+
+    /// It is for the caller alone who asked for it.
+    pub(super) fn keep_nothing(&mut self) {
+        self.kept_as = None;
+    }
 }
 
 /// An unfiltered page that the upstream calls public: the same for every caller.

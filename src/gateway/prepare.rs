@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::Errand;
 use super::House;
 use super::Member;
 use super::Open;
@@ -16,7 +17,6 @@ use crate::catalog::Kind;
 use crate::catalog::Mode;
 use crate::catalog::Operation;
 use crate::catalog::Session;
-use crate::credentials;
 use crate::exchange::Request;
 use crate::exchange::Verb;
 use crate::mcp;
@@ -177,11 +177,11 @@ pub(super) async fn call(
     asked: Asked,
     session: Option<Session>,
     member: &Member,
-    request: &Request,
+    errand: &Errand,
     may_read: impl Fn(&Decl) -> bool,
 ) -> Result<Call, Rejection> {
     let (action, decl) = match asked.message() {
-        Some(message) => declared(message, member, request, may_read).await?,
+        Some(message) => declared(message, member, errand, may_read).await?,
         None => (Action::Connect, connect(member)),
     };
     let version = match (&asked.operation, &session) {
@@ -202,16 +202,16 @@ pub(super) fn connect(member: &Member) -> Arc<Decl> {
 async fn declared(
     message: &Message,
     member: &Member,
-    request: &Request,
+    errand: &Errand,
     may_read: impl Fn(&Decl) -> bool,
 ) -> Result<(Action, Arc<Decl>), Rejection> {
     let plain = |kind, name: &str| Arc::new(Decl::plain(kind, member.backend.name().clone(), name, Effect::Read));
     let name = message.params.name.as_deref().unwrap_or_default();
     let uri = message.params.uri.as_deref().unwrap_or_default();
     Ok(match message.method {
-        Some(Method::ToolsCall) => (Action::Call, tool(name, member, request, may_read).await?),
+        Some(Method::ToolsCall) => (Action::Call, tool(name, member, errand, may_read).await?),
         // What may be known of a task, and done to it, is what may be done with its tool.
-        Some(method) if method.is_of_task() => (Action::Call, tool(name, member, request, may_read).await?),
+        Some(method) if method.is_of_task() => (Action::Call, tool(name, member, errand, may_read).await?),
         Some(Method::PromptsGet) => (Action::Get, plain(Kind::Prompt, name)),
         Some(Method::ResourcesRead | Method::ResourcesSubscribe | Method::ResourcesUnsubscribe) => {
             (Action::Read, plain(Kind::Resource, uri))
@@ -231,22 +231,28 @@ async fn declared(
 pub(super) async fn tool(
     name: &str,
     member: &Member,
-    request: &Request,
+    errand: &Errand,
     may_read: impl Fn(&Decl) -> bool,
 ) -> Result<Arc<Decl>, Rejection> {
     if let Some(decl) = member.backend.catalog().tools.get(name) {
         return Ok(decl.clone());
     }
-    let own = credentials::own(&member.credential);
-    let asked = member.backend.refresh(own, request.deadline).await;
     let unknown = || Rejection::UnknownTool { name: name.to_owned() };
-    match asked {
-        Ok(catalog) => catalog.tools.get(name).cloned().ok_or_else(unknown),
+    let hidden = || {
         // With a catalog in hand the answer must not tell a hidden tool from a missing one.
-        Err(_) if !member.backend.catalog().tools.is_empty() => Err(unknown()),
-        Err(_) if !may_read(&Decl::plain(Kind::Tool, member.backend.name().clone(), name, Effect::Read)) => {
-            Err(unknown())
-        }
+        !member.backend.catalog().tools.is_empty()
+            || !may_read(&Decl::plain(Kind::Tool, member.backend.name().clone(), name, Effect::Read))
+    };
+    let credential = match errand.asks_with(member).await {
+        Ok(credential) => credential,
+        // Who may not even talk to the backend is told what everybody is told of a tool that is not there.
+        Err(Rejection::InsufficientScope { .. }) => return Err(unknown()),
+        Err(_) if hidden() => return Err(unknown()),
+        Err(rejection) => return Err(rejection),
+    };
+    match member.backend.refresh(credential, errand.request.deadline).await {
+        Ok(catalog) => catalog.tools.get(name).cloned().ok_or_else(unknown),
+        Err(_) if hidden() => Err(unknown()),
         Err(error) => {
             tracing::warn!(backend = %member.backend.name(), %error, "the tool catalog cannot be fetched");
             Err(error.into())
@@ -255,8 +261,8 @@ pub(super) async fn tool(
 }
 
 /// What a judgement depends on besides the caller and the call.
-pub(super) fn context(mode: Mode, request: &Request) -> policy::Context {
-    policy::Context { mode, ip: request.peer.address, mtls: request.peer.certificate.is_some(), now: request.at }
+pub(super) fn context(mode: Mode, principal: &Principal, request: &Request) -> policy::Context {
+    policy::Context { mode, ip: request.peer.address, mtls: principal.mtls, now: request.at }
 }
 
 /// What is needed after the call went into the judgement: its context, and the words if the answer is no.
@@ -271,8 +277,8 @@ pub(super) struct Judged {
 }
 
 impl Judged {
-    pub(super) fn of(call: &Call, mode: Mode, request: &Request, mirrors: bool) -> Judged {
-        let context = context(mode, request);
+    pub(super) fn of(call: &Call, mode: Mode, principal: &Principal, request: &Request, mirrors: bool) -> Judged {
+        let context = context(mode, principal, request);
         let message = call.message().filter(|_| mirrors);
         let headers = message.map_or(Ok(()), |message| mcp::check_params(request, message, &call.decl.headers));
         let subscriptions = call.message().map(|message| message.params.subscriptions.clone()).unwrap_or_default();
@@ -287,19 +293,12 @@ impl Judged {
     }
 
     /// The rejection for a denial. Hidden is unknown: same words, same work, as for what does not exist.
-    pub(super) async fn refuse(
-        &self,
-        denial: Denial,
-        house: &House,
-        member: &Member,
-        open: &mut Open,
-        request: &Request,
-    ) -> Rejection {
+    pub(super) async fn refuse(&self, denial: Denial, member: &Member, open: &mut Open, errand: &Errand) -> Rejection {
         open.denied_by(&denial);
         let name = || self.name.to_string();
         match (self.action, self.kind) {
             (Action::Connect, _) | (_, Kind::Backend) => {
-                Rejection::InsufficientScope { scopes: house.scopes_of(member.backend.name()) }
+                Rejection::InsufficientScope { scopes: errand.house.scopes_of(member.backend.name()) }
             }
             (_, Kind::Prompt) => Rejection::UnknownPrompt { name: name() },
             (_, Kind::Resource) => Rejection::UnknownResource { uri: name() },
@@ -308,9 +307,11 @@ impl Judged {
                 // A missing tool makes us ask the backend; so does a hidden one, or the clock would tell them apart.
                 // The outcome does not matter here: the catalog keeps what it learns, and no list from before is served.
                 let known = member.backend.catalog();
-                drop(member.backend.refresh(credentials::own(&member.credential), request.deadline).await);
+                if let Ok(credential) = errand.asks_with(member).await {
+                    drop(member.backend.refresh(credential, errand.request.deadline).await);
+                }
                 if !Arc::ptr_eq(&known, &member.backend.catalog()) {
-                    house.lists.changed(member.backend.name(), ListKind::Tools);
+                    errand.house.lists.changed(member.backend.name(), ListKind::Tools);
                 }
                 Rejection::UnknownTool { name: name() }
             }

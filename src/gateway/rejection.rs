@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend;
+use crate::credentials;
+use crate::credentials::Why;
 use crate::identity;
 use crate::limits::Limited;
 use crate::limits::Of;
@@ -82,6 +84,15 @@ pub enum Rejection {
     BackendTimeout { backend: Arc<str> },
     BackendUnavailable { backend: Arc<str> },
     CredentialRefused { backend: Arc<str> },
+    // acting for the caller
+    ConsentMissing { backend: Arc<str> },
+    CredentialExpired,
+    CredentialMisconfigured { backend: Arc<str> },
+    CredentialUnavailable { backend: Arc<str>, retry_after: Duration },
+    ExchangeDenied { backend: Arc<str> },
+    InteractionRequired { backend: Arc<str>, claims: Option<Arc<str>> },
+    NotExchangeable { backend: Arc<str> },
+    UserRequired { backend: Arc<str>, what: &'static str },
     // ours
     AuditUnavailable,
     Internal,
@@ -126,6 +137,12 @@ impl Rejection {
             Rejection::UnsupportedMediaType => facts(415, error::REFUSED, "unsupported_media_type", Downstream, false),
             Rejection::Identity { problem } => match problem {
                 identity::Error::Invalid { .. } => facts(401, error::REFUSED, "credential_invalid", Downstream, false),
+                identity::Error::Dpop { fault: identity::Fault::Proof, .. } => {
+                    facts(401, error::REFUSED, "dpop_invalid", Downstream, false)
+                }
+                identity::Error::Dpop { fault: identity::Fault::Token, .. } => {
+                    facts(401, error::REFUSED, "credential_invalid", Downstream, false)
+                }
                 identity::Error::Missing => facts(401, error::REFUSED, "credential_missing", Downstream, false),
                 identity::Error::Unavailable { .. } => {
                     facts(503, error::REFUSED, "identity_unavailable", Upstream, true)
@@ -160,6 +177,20 @@ impl Rejection {
             Rejection::BackendTimeout { .. } => facts(504, error::UPSTREAM, "backend_timeout", Upstream, true),
             Rejection::BackendUnavailable { .. } => facts(502, error::UPSTREAM, "backend_unavailable", Upstream, true),
             Rejection::CredentialRefused { .. } => facts(502, error::UPSTREAM, "credential_refused", Upstream, false),
+            Rejection::ConsentMissing { .. } => facts(403, error::REFUSED, "consent_missing", Downstream, false),
+            Rejection::CredentialExpired => facts(401, error::REFUSED, "credential_expired", Downstream, false),
+            Rejection::CredentialMisconfigured { .. } => {
+                facts(502, error::UPSTREAM, "credential_misconfigured", Internal, false)
+            }
+            Rejection::CredentialUnavailable { .. } => {
+                facts(503, error::UPSTREAM, "credential_unavailable", Upstream, true)
+            }
+            Rejection::ExchangeDenied { .. } => facts(403, error::REFUSED, "exchange_denied", Downstream, false),
+            Rejection::InteractionRequired { .. } => {
+                facts(401, error::REFUSED, "interaction_required", Downstream, false)
+            }
+            Rejection::NotExchangeable { .. } => facts(502, error::UPSTREAM, "not_exchangeable", Internal, false),
+            Rejection::UserRequired { .. } => facts(403, error::REFUSED, "user_required", Downstream, false),
             Rejection::AuditUnavailable => facts(503, error::REFUSED, "audit_unavailable", Internal, true),
             Rejection::Internal => facts(500, error::INTERNAL_ERROR, "internal", Internal, false),
         }
@@ -184,7 +215,9 @@ impl Rejection {
                 "Content-Type must be application/json in UTF-8, without encoding".into()
             }
             Rejection::Identity { problem } => match problem {
-                identity::Error::Invalid { description } => format!("authentication failed: {description}"),
+                identity::Error::Dpop { description, .. } | identity::Error::Invalid { description } => {
+                    format!("authentication failed: {description}")
+                }
                 identity::Error::Missing => "authentication is required; see the WWW-Authenticate header".into(),
                 identity::Error::Unavailable { .. } => {
                     "the identity provider's keys are unavailable; retry later".into()
@@ -219,6 +252,30 @@ impl Rejection {
             Rejection::BackendTimeout { backend } => format!("backend {backend} did not answer in time"),
             Rejection::BackendUnavailable { backend } => format!("backend {backend} is unavailable"),
             Rejection::CredentialRefused { backend } => format!("backend {backend} refused the gateway's credential"),
+            Rejection::ConsentMissing { backend } => format!(
+                "nobody has consented to the gateway acting for you at backend {backend}; ask an administrator to grant it"
+            ),
+            Rejection::CredentialExpired => "the access token has just expired; get a new one".into(),
+            Rejection::CredentialMisconfigured { backend } => format!(
+                "the identity provider does not accept the gateway's own client for backend {backend}; the operator finds the reason in the gateway's log"
+            ),
+            Rejection::CredentialUnavailable { backend, .. } => {
+                format!("the identity provider for backend {backend} does not answer; retry later")
+            }
+            Rejection::ExchangeDenied { backend } => {
+                format!(
+                    "the identity provider does not let you use backend {backend}; ask an administrator to assign you"
+                )
+            }
+            Rejection::InteractionRequired { backend, .. } => {
+                format!("backend {backend} needs you to sign in again; see the WWW-Authenticate header")
+            }
+            Rejection::NotExchangeable { backend } => format!(
+                "the identity provider does not take your token for an exchange for backend {backend}: it must be for the application that the gateway is registered as"
+            ),
+            Rejection::UserRequired { backend, what } => {
+                format!("backend {backend} acts on behalf of users, and {what}")
+            }
             Rejection::AuditUnavailable => "the audit log cannot be written; requests are refused until it can".into(),
             Rejection::Internal => "internal error; the request id names it in the gateway's log".into(),
         }
@@ -243,6 +300,15 @@ impl Rejection {
                     .contains(&facts.code)
                     .then(|| serde_json::json!({ "reason": facts.reason }))
             }
+        }
+    }
+
+    /// `WWW-Authenticate` says what to sign in with: the caller's token is good, and not good enough or about to end.
+    pub(super) fn asks_to_sign_in(&self) -> Option<Option<&str>> {
+        match self {
+            Rejection::CredentialExpired => Some(None),
+            Rejection::InteractionRequired { claims, .. } => Some(claims.as_deref()),
+            _ => None,
         }
     }
 
@@ -276,6 +342,9 @@ impl Rejection {
             Rejection::UnsupportedMediaType,
             Rejection::Identity { problem: identity::Error::Missing },
             Rejection::Identity { problem: identity::Error::Invalid { description: "…".into() } },
+            Rejection::Identity {
+                problem: identity::Error::Dpop { fault: identity::Fault::Proof, description: "…".into() },
+            },
             Rejection::Identity { problem: identity::Error::Unavailable { issuer: text() } },
             Rejection::Message { kind: FaultKind::Parse { what: "…".into() } },
             Rejection::Message { kind: FaultKind::InvalidRequest { what: "…" } },
@@ -298,7 +367,15 @@ impl Rejection {
             Rejection::BackendProtocol { backend: backend.clone() },
             Rejection::BackendTimeout { backend: backend.clone() },
             Rejection::BackendUnavailable { backend: backend.clone() },
-            Rejection::CredentialRefused { backend },
+            Rejection::CredentialRefused { backend: backend.clone() },
+            Rejection::ConsentMissing { backend: backend.clone() },
+            Rejection::CredentialExpired,
+            Rejection::CredentialMisconfigured { backend: backend.clone() },
+            Rejection::CredentialUnavailable { backend: backend.clone(), retry_after: Duration::from_secs(1) },
+            Rejection::ExchangeDenied { backend: backend.clone() },
+            Rejection::InteractionRequired { backend: backend.clone(), claims: None },
+            Rejection::NotExchangeable { backend: backend.clone() },
+            Rejection::UserRequired { backend, what: "…" },
             Rejection::AuditUnavailable,
             Rejection::Internal,
         ]
@@ -354,10 +431,29 @@ impl From<Limited> for Rejection {
     }
 }
 
+impl From<credentials::Error> for Rejection {
+    fn from(credentials::Error { backend, why }: credentials::Error) -> Self {
+        match why {
+            Why::Denied => Rejection::ExchangeDenied { backend },
+            Why::Expired => Rejection::CredentialExpired,
+            Why::Interaction { claims } => Rejection::InteractionRequired { backend, claims },
+            Why::Misconfigured => Rejection::CredentialMisconfigured { backend },
+            Why::NoConsent => Rejection::ConsentMissing { backend },
+            Why::NotExchangeable => Rejection::NotExchangeable { backend },
+            Why::Unavailable { retry_after } => Rejection::CredentialUnavailable { backend, retry_after },
+            Why::UserRequired { what } => Rejection::UserRequired { backend, what },
+        }
+    }
+}
+
 impl From<backend::Error> for Rejection {
     fn from(error: backend::Error) -> Self {
         match error {
             backend::Error::AnswerTooLarge { backend, .. } => Rejection::AnswerTooLarge { backend },
+            backend::Error::Credential(error) => error.into(),
+            backend::Error::CredentialRefused { backend, claims: claims @ Some(_), .. } => {
+                Rejection::InteractionRequired { backend, claims }
+            }
             backend::Error::CredentialRefused { backend, .. } => Rejection::CredentialRefused { backend },
             backend::Error::Protocol { backend, .. } => Rejection::BackendProtocol { backend },
             backend::Error::SessionLost { .. } => Rejection::SessionUnknown,

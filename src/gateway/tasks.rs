@@ -205,7 +205,7 @@ impl Named {
         let listed = |decl: &Decl| errand.house.policy.lists(&errand.principal, decl, context);
         for task in &self.tasks {
             let unknown = || Rejection::UnknownTask { id: task.shown.clone() };
-            let decl = prepare::tool(&task.tool, member, &errand.request, listed).await.map_err(|_| unknown())?;
+            let decl = prepare::tool(&task.tool, member, errand, listed).await.map_err(|_| unknown())?;
             if !listed(&decl) {
                 return Err(unknown());
             }

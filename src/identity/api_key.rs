@@ -12,14 +12,17 @@
 //!
 //! * `name`: 1 to 64 of `A-Z a-z 0-9 . _ - @`. Two keys may share a name (and then are the same caller), so that a key
 //!   can be replaced without a gap.
-//! * `scopes=`: comma-separated; none by default.
+//! * `scopes=`, `roles=`, `groups=`: comma-separated; none by default.
 //! * `tenant=`: none by default.
-//! * `expires=`: `YYYY-MM-DD` (the first moment of that day, UTC) or `YYYY-MM-DDThh:mm:ssZ`; never by default.
+//! * `not_before=`, `expires=`: `YYYY-MM-DD` (the first moment of that day, UTC) or `YYYY-MM-DDThh:mm:ssZ`; by default it
+//!   is good at once and does not end.
 
 use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -48,7 +51,10 @@ const FILE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 const NAME_BYTES_MAX: usize = 64;
 
-const SCOPES_MAX: usize = 256;
+const WORDS_MAX: usize = 256;
+
+/// What metrics show of the hash of a key: enough to find its line.
+const PRINT_CHARS: usize = 8;
 
 const TEXT_BYTES_MAX: usize = 256;
 
@@ -63,23 +69,50 @@ pub enum GenerateError {
     Random,
 }
 
+/// What a new key may, as the fields of its line have it.
+#[derive(Clone, Debug, Default)]
+pub struct Fields {
+    pub scopes: Vec<String>,
+    pub roles: Vec<String>,
+    pub groups: Vec<String>,
+    pub tenant: Option<String>,
+    pub not_before: Option<String>,
+    pub expires: Option<String>,
+}
+
 /// Makes a new key: what its holder gets, and the line for the file.
-pub fn generate(name: &str, scopes: &[String]) -> Result<(Secret, String), GenerateError> {
-    if !is_name(name) {
-        return Err(GenerateError::Malformed(NAME_RULE));
+pub fn generate(name: &str, fields: &Fields) -> Result<(Secret, String), GenerateError> {
+    let words = [("scopes", &fields.scopes), ("roles", &fields.roles), ("groups", &fields.groups)];
+    let values = [("tenant", &fields.tenant), ("not_before", &fields.not_before), ("expires", &fields.expires)];
+    if words.iter().any(|(_, words)| words.iter().any(|word| !is_word(word))) {
+        return Err(GenerateError::Malformed(WORDS_RULE));
     }
-    if scopes.len() > SCOPES_MAX || !scopes.iter().all(|scope| is_scope(scope)) {
-        return Err(GenerateError::Malformed(SCOPES_RULE));
+    if values.iter().any(|(_, value)| value.as_ref().is_some_and(|value| value.contains(char::is_whitespace))) {
+        return Err(GenerateError::Malformed("a value must be without blanks"));
     }
     let mut random = [0; 32];
     SystemRandom::new().fill(&mut random).map_err(|_| GenerateError::Random)?;
     let key = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(random));
     let mut line = format!("{name} {}", super::hex(&super::sha256(key.as_bytes())));
-    if !scopes.is_empty() {
-        line.push_str(" scopes=");
-        line.push_str(&scopes.join(","));
+    for (field, words) in words.iter().filter(|(_, words)| !words.is_empty()) {
+        line.push_str(&format!(" {field}={}", words.join(",")));
     }
+    for (field, value) in values {
+        line.extend(value.as_ref().map(|value| format!(" {field}={value}")));
+    }
+    // What reads the file is what says whether the line is good.
+    Entry::read(&line).map_err(GenerateError::Malformed)?;
     Ok((Secret::new(key), line))
+}
+
+/// When a key was used last. Of the key itself there is only the start of its hash.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Use {
+    pub name: String,
+    /// The first hex digits of the hash in the file: two keys of one name are told apart by it.
+    pub print: String,
+    /// Seconds since the epoch.
+    pub at: i64,
 }
 
 /// The keys of the file. Found by a few bytes of the digest, then compared in constant time.
@@ -87,12 +120,16 @@ pub(super) struct Keys(HashMap<u64, Vec<Entry>>);
 
 struct Entry {
     digest: Digest,
+    not_before: Option<SystemTime>,
     expires: Option<SystemTime>,
     principal: Pair,
+    /// Seconds since the epoch; 0 for never.
+    used: AtomicI64,
 }
 
 impl Keys {
-    pub(super) fn read(path: &Path) -> Result<Keys, StartError> {
+    /// Reads the file; when its keys were used last is taken over from those of before.
+    pub(super) fn read(path: &Path, previous: Option<&Keys>) -> Result<Keys, StartError> {
         let bytes = super::read(path, FILE_BYTES_MAX)?;
         let fail = |line, reason: &str| StartError::ApiKeyFile { path: path.into(), line, reason: reason.into() };
         let text = std::str::from_utf8(&bytes).map_err(|_| fail(1, "the file is not UTF-8"))?;
@@ -107,9 +144,27 @@ impl Keys {
             if bucket.iter().any(|known| known.digest == entry.digest) {
                 return Err(fail(index + 1, "the same key is there twice"));
             }
+            if let Some(old) = previous.and_then(|previous| previous.find(&entry.digest)) {
+                entry.used.store(old.used.load(Relaxed), Relaxed);
+            }
             bucket.push(entry);
         }
         Ok(Keys(keys))
+    }
+
+    fn find(&self, digest: &Digest) -> Option<&Entry> {
+        let bucket = self.0.get(&start(digest)).map_or(&[][..], Vec::as_slice);
+        bucket.iter().find(|entry| same(&entry.digest, digest))
+    }
+
+    /// The keys that were used since the start.
+    pub(super) fn used(&self) -> Vec<Use> {
+        let all = self.0.values().flatten().map(|entry| Use {
+            name: entry.principal.plain.subject.clone(),
+            print: super::hex(&entry.digest).chars().take(PRINT_CHARS).collect(),
+            at: entry.used.load(Relaxed),
+        });
+        all.filter(|used| used.at > 0).collect()
     }
 
     pub(super) fn verify(&self, key: &str, at: SystemTime, mtls: bool) -> Result<Arc<Principal>, Error> {
@@ -117,19 +172,21 @@ impl Keys {
             return Err(Error::invalid("the API key does not have the form of one"));
         }
         let digest = super::sha256(key.as_bytes());
-        let bucket = self.0.get(&start(&digest)).map_or(&[][..], Vec::as_slice);
-        let entry = bucket.iter().find(|entry| same(&entry.digest, &digest));
-        let entry = entry.ok_or_else(|| Error::invalid("the API key is not known"))?;
+        let entry = self.find(&digest).ok_or_else(|| Error::invalid("the API key is not known"))?;
+        if entry.not_before.is_some_and(|not_before| at < not_before) {
+            return Err(Error::invalid("the API key is not valid yet"));
+        }
         if entry.expires.is_some_and(|expires| at >= expires) {
             return Err(Error::invalid("the API key has expired"));
         }
+        entry.used.fetch_max(super::seconds(at), Relaxed);
         Ok(entry.principal.of(mtls))
     }
 }
 
 const NAME_RULE: &str = "the name must be 1 to 64 of `A-Z a-z 0-9 . _ - @`";
-const SCOPES_RULE: &str =
-    "`scopes` must be at most 256 comma-separated words of visible ASCII without `\"`, `\\` and `,`";
+const WORDS_RULE: &str = "`scopes`, `roles` and `groups` must be at most 256 comma-separated words of visible ASCII without `\"`, `\\` and `,`";
+const FIELDS_RULE: &str = "a field must be `scopes=`, `roles=`, `groups=`, `tenant=`, `not_before=` or `expires=`";
 
 impl Entry {
     fn read(line: &str) -> Result<Entry, &'static str> {
@@ -144,24 +201,39 @@ impl Entry {
             method: Method::ApiKey,
             ..Claims::default()
         };
+        let mut not_before = None;
         let mut seen = BTreeSet::new();
         for field in fields {
-            let (word, value) = field.split_once('=').ok_or("a field must be `scopes=`, `tenant=` or `expires=`")?;
+            let (word, value) = field.split_once('=').ok_or(FIELDS_RULE)?;
             if !seen.insert(word) {
                 return Err("a field is there twice");
             }
             match word {
-                "scopes" => claims.scopes = scopes(value).ok_or(SCOPES_RULE)?,
+                "scopes" => claims.scopes = words(value).ok_or(WORDS_RULE)?,
+                "roles" => claims.roles = words(value).ok_or(WORDS_RULE)?,
+                "groups" => claims.groups = words(value).ok_or(WORDS_RULE)?,
                 "tenant" if is_tenant(value) => claims.tenant = Some(value.into()),
                 "tenant" => return Err("`tenant` must be 1 to 256 characters without `|`"),
+                "not_before" => {
+                    not_before = Some(time(value).ok_or("`not_before` must be `YYYY-MM-DD` or `YYYY-MM-DDThh:mm:ssZ`")?)
+                }
                 "expires" => {
                     claims.expires_at =
                         Some(time(value).ok_or("`expires` must be `YYYY-MM-DD` or `YYYY-MM-DDThh:mm:ssZ`")?)
                 }
-                _ => return Err("a field must be `scopes=`, `tenant=` or `expires=`"),
+                _ => return Err(FIELDS_RULE),
             }
         }
-        Ok(Entry { digest, expires: claims.expires_at, principal: Pair::new(claims) })
+        if not_before.zip(claims.expires_at).is_some_and(|(from, until)| from >= until) {
+            return Err("`not_before` is not before `expires`: the key would never be good");
+        }
+        Ok(Entry {
+            digest,
+            not_before,
+            expires: claims.expires_at,
+            principal: Pair::new(claims),
+            used: AtomicI64::new(0),
+        })
     }
 }
 
@@ -176,9 +248,9 @@ fn is_name(name: &str) -> bool {
 }
 
 /// RFC 6749 section 3.3, without the comma that parts them here.
-fn is_scope(scope: &str) -> bool {
+fn is_word(word: &str) -> bool {
     let legal = |byte: u8| byte.is_ascii_graphic() && !b"\"\\,".contains(&byte);
-    (1..=TEXT_BYTES_MAX).contains(&scope.len()) && scope.bytes().all(legal)
+    (1..=TEXT_BYTES_MAX).contains(&word.len()) && word.bytes().all(legal)
 }
 
 /// `|` separates the parts of a principal's key.
@@ -186,12 +258,12 @@ fn is_tenant(tenant: &str) -> bool {
     (1..=TEXT_BYTES_MAX).contains(&tenant.len()) && !tenant.contains(|c: char| c == '|' || c.is_control())
 }
 
-fn scopes(text: &str) -> Option<BTreeSet<String>> {
+fn words(text: &str) -> Option<BTreeSet<String>> {
     if text.is_empty() {
         return Some(BTreeSet::new());
     }
-    let scopes: BTreeSet<String> = text.split(',').map(str::to_owned).collect();
-    (scopes.len() <= SCOPES_MAX && scopes.iter().all(|scope| is_scope(scope))).then_some(scopes)
+    let words: BTreeSet<String> = text.split(',').map(str::to_owned).collect();
+    (words.len() <= WORDS_MAX && words.iter().all(|word| is_word(word))).then_some(words)
 }
 
 fn digest(text: &str) -> Option<Digest> {
@@ -252,120 +324,4 @@ fn numbers(text: &str, separator: char, widths: [usize; 3]) -> Option<[u64; 3]> 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Write;
-
-    fn at(text: &str) -> SystemTime {
-        time(text).expect("a time")
-    }
-
-    fn keys(text: &str) -> Result<Keys, StartError> {
-        let mut file = tempfile::NamedTempFile::new().expect("file");
-        file.write_all(text.as_bytes()).expect("written");
-        Keys::read(file.path())
-    }
-
-    #[test]
-    fn a_generated_key_opens_with_the_scopes_of_its_line() {
-        let scopes = ["files:read".to_owned(), "mcp.read".to_owned()];
-        let (key, line) = generate("ci-runner", &scopes).expect("key");
-        assert!(!line.contains(key.expose()), "the line does not hold the key");
-        let keys = keys(&format!("# our keys\n\n{line} tenant=contoso\n")).expect("file");
-        let principal = keys.verify(key.expose(), at("2026-01-01"), true).expect("known");
-        assert_eq!(principal.subject, "ci-runner");
-        assert_eq!(principal.issuer, "api-key");
-        assert_eq!(principal.kind, Kind::Service);
-        assert_eq!(principal.method, Method::ApiKey);
-        assert_eq!(principal.scopes, BTreeSet::from(scopes));
-        assert_eq!(principal.tenant.as_deref(), Some("contoso"));
-        assert!(principal.mtls);
-        assert!(!keys.verify(key.expose(), at("2026-01-01"), false).expect("known").mtls);
-    }
-
-    #[test]
-    fn an_unknown_or_malformed_key_is_refused() {
-        let (_, line) = generate("one", &[]).expect("key");
-        let (other, _) = generate("two", &[]).expect("key");
-        let keys = keys(&line).expect("file");
-        let refused = |key: &str| keys.verify(key, at("2026-01-01"), false).expect_err("refused").to_string();
-        assert_eq!(refused(other.expose()), "the API key is not known");
-        let digest = line.split(' ').next_back().expect("digest");
-        let too_long = format!("{}A", other.expose());
-        for malformed in ["", "wgk_", "wgk_short", "xyz", digest, too_long.as_str(), "wgk_ééééééééééééééééééééé1"]
-        {
-            assert_eq!(refused(malformed), "the API key does not have the form of one", "{malformed}");
-        }
-    }
-
-    #[test]
-    fn a_key_ends_at_the_moment_it_expires() {
-        let (key, line) = generate("one", &[]).expect("key");
-        let keys = keys(&format!("{line} expires=2027-01-31T12:00:00Z")).expect("file");
-        let principal = keys.verify(key.expose(), at("2027-01-31T11:59:59Z"), false).expect("still good");
-        assert_eq!(principal.expires_at(), Some(at("2027-01-31T12:00:00Z")));
-        let error = keys.verify(key.expose(), at("2027-01-31T12:00:00Z"), false).expect_err("expired");
-        assert_eq!(error.to_string(), "the API key has expired");
-    }
-
-    #[test]
-    fn two_keys_of_one_name_are_the_same_caller() {
-        let (old, first) = generate("one", &[]).expect("key");
-        let (new, second) = generate("one", &[]).expect("key");
-        let keys = keys(&format!("{first}\n{second}\n")).expect("file");
-        let who = |key: &Secret| keys.verify(key.expose(), at("2026-01-01"), false).expect("known").key().clone();
-        assert_eq!(who(&old), who(&new));
-    }
-
-    #[test]
-    fn a_bad_line_is_named_with_its_number() {
-        let hash = "ab".repeat(32);
-        for (line, expected) in [
-            (format!("a:b {hash}"), "the name must be"),
-            (format!("one {}", "ab".repeat(31)), "the second field"),
-            (format!("one {}zz", "ab".repeat(31)), "the second field"),
-            ("one".to_owned(), "the second field"),
-            (format!("one {hash} scopes=a,,b"), "`scopes` must be"),
-            (format!("one {hash} scopes=a\"b"), "`scopes` must be"),
-            (format!("one {hash} tenant="), "`tenant` must be"),
-            (format!("one {hash} tenant=a|b"), "`tenant` must be"),
-            (format!("one {hash} expires=2027-02-29"), "`expires` must be"),
-            (format!("one {hash} expires=2027-01-01T24:00:00Z"), "`expires` must be"),
-            (format!("one {hash} expires=2027-01-01T00:00:00+01:00"), "`expires` must be"),
-            (format!("one {hash} expires=2027-1-1"), "`expires` must be"),
-            (format!("one {hash} scopes=a scopes=b"), "a field is there twice"),
-            (format!("one {hash} admin"), "a field must be"),
-            (format!("one {hash} role=admin"), "a field must be"),
-            (format!("two {hash}"), "the same key is there twice"),
-        ] {
-            let Err(error) = keys(
-                &format!("# comment\nfirst {hash}\n{line}\n").replace(&format!("first {hash}"), &first(&line, &hash)),
-            ) else {
-                panic!("`{line}` must be refused");
-            };
-            let error = error.to_string();
-            assert!(error.contains("line 3") && error.contains(expected), "`{line}`: {error}");
-        }
-    }
-
-    /// A good second line, with the hash of the third where the two shall clash.
-    fn first(line: &str, hash: &str) -> String {
-        if line.starts_with("two") { format!("first {hash}") } else { format!("first {}", "cd".repeat(32)) }
-    }
-
-    #[test]
-    fn dates_are_counted_right() {
-        let since = |text: &str| at(text).duration_since(SystemTime::UNIX_EPOCH).expect("after the epoch").as_secs();
-        assert_eq!(since("1970-01-01"), 0);
-        assert_eq!(since("2000-02-29T00:00:01Z"), 951_782_401);
-        assert_eq!(since("2026-12-31T23:59:59Z"), 1_798_761_599);
-        assert_eq!(since("2100-03-01"), 4_107_542_400);
-    }
-
-    #[test]
-    fn a_name_that_would_break_the_line_makes_no_key() {
-        assert!(generate("a b", &[]).is_err());
-        assert!(generate("a\nb", &[]).is_err());
-        assert!(generate("a", &["x tenant=y".to_owned()]).is_err());
-    }
-}
+mod tests;

@@ -15,6 +15,7 @@ use crate::principal::Method;
 
 use super::Error;
 use super::Issuer;
+use super::dpop::Thumbprint;
 use super::entra::Entra;
 use super::key::Key;
 
@@ -72,8 +73,16 @@ impl Rules<'_> {
 pub(super) struct Accepted {
     pub(super) claims: Claims,
     pub(super) times: Times,
-    /// Hex SHA-256 of the client certificate that must be presented along with the token.
-    pub(super) bound_to: Option<String>,
+    pub(super) bound_to: BoundTo,
+}
+
+/// The proofs of possession that must come along with a token (RFC 7800); all that are named.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct BoundTo {
+    /// Hex SHA-256 of a client certificate (RFC 8705 section 3.1).
+    pub(super) certificate: Option<String>,
+    /// Thumbprint of a key (RFC 9449 section 6.1).
+    pub(super) key: Option<Thumbprint>,
 }
 
 /// Seconds since the epoch; fractions are rounded to the careful side.
@@ -131,7 +140,7 @@ pub(super) fn accept(payload: &Map<String, Value>, rules: &Rules<'_>, mtls: bool
         roles: payload.values("roles")?,
         groups: payload.values(rules.groups_claim())?,
         groups_unknown: payload.leaves_out(rules.groups_claim()),
-        method: Method::Bearer,
+        method: if bound_to.key.is_some() { Method::Dpop } else { Method::Bearer },
         mtls,
         expires_at: u64::try_from(times.expires)
             .ok()
@@ -218,13 +227,21 @@ impl<'a> Payload<'a> {
     }
 
     /// RFC 7800: a proof that we cannot check must not be passed over, or a stolen token would be as good as its own.
-    fn confirmation(&self) -> Result<Option<String>, Error> {
-        let Some(confirmation) = self.0.get("cnf") else { return Ok(None) };
+    fn confirmation(&self) -> Result<BoundTo, Error> {
+        let Some(confirmation) = self.0.get("cnf") else { return Ok(BoundTo::default()) };
         let unknown = || Error::invalid("the token is bound to a proof of possession that is not supported (`cnf`)");
-        let members = confirmation.as_object().filter(|members| members.len() == 1).ok_or_else(unknown)?;
-        let print = members.get("x5t#S256").and_then(Value::as_str).ok_or_else(unknown)?;
-        let print = URL_SAFE_NO_PAD.decode(print).ok().filter(|print| print.len() == 32).ok_or_else(unknown)?;
-        Ok(Some(super::hex(&print)))
+        let digest = |value: &Value| URL_SAFE_NO_PAD.decode(value.as_str()?).ok()?.try_into().ok();
+        let members = confirmation.as_object().filter(|members| !members.is_empty()).ok_or_else(unknown)?;
+        let mut bound_to = BoundTo::default();
+        for (member, value) in members {
+            let print: Thumbprint = digest(value).ok_or_else(unknown)?;
+            match member.as_str() {
+                "jkt" => bound_to.key = Some(print),
+                "x5t#S256" => bound_to.certificate = Some(super::hex(&print)),
+                _ => return Err(unknown()),
+            }
+        }
+        Ok(bound_to)
     }
 
     /// `sub`; tokens of Entra applications may have `oid` alone.

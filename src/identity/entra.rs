@@ -12,10 +12,12 @@ use url::Url;
 use crate::principal::Claims;
 use crate::principal::Kind;
 
+use super::Demand;
 use super::Error;
 use super::StartError;
 use super::claims::Payload;
 use super::jwks::Source;
+use super::jwt::Demanded;
 use super::oidc;
 use super::strict;
 
@@ -43,6 +45,9 @@ pub struct Entra {
     pub guests: bool,
     /// Applications that act for themselves are let in.
     pub applications: bool,
+    /// As of an [`Issuer`](super::Issuer).
+    pub certificate_bound: Demand,
+    pub dpop: Demand,
 }
 
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -107,6 +112,40 @@ impl Entra {
     /// What a principal of this tenant has as issuer, whichever version its token is of.
     pub(super) fn issuer(&self, tenant: &str) -> String {
         format!("{}/{tenant}/v2.0", self.login())
+    }
+
+    /// Where a client logs in: at the one tenant, or where any tenant's people can.
+    pub fn place(&self) -> String {
+        self.issuer(self.place_name())
+    }
+
+    /// What the metadata there must say it is of.
+    pub fn named_there(&self) -> Named {
+        self.named(self.place_name())
+    }
+
+    fn place_name(&self) -> &str {
+        match &self.tenants {
+            Tenants::Listed(names) => match names.as_slice() {
+                [one] => one,
+                _ => self.anybody(),
+            },
+            Tenants::Any | Tenants::Organizations => self.anybody(),
+        }
+    }
+
+    /// The name of no tenant that stands for all.
+    fn anybody(&self) -> &'static str {
+        if self.tenants == Tenants::Any { "common" } else { "organizations" }
+    }
+
+    fn named(&self, name: &str) -> Named {
+        let whose = match name {
+            id if is_id(id) => Whose::Tenants(id.to_owned()),
+            name if name == self.anybody() => Whose::Everybodys,
+            _ => Whose::Somebodys,
+        };
+        Named { login: self.login().to_owned(), whose }
     }
 
     fn old_issuer(&self, tenant: &str) -> String {
@@ -215,13 +254,13 @@ pub fn is_id(text: &str) -> bool {
 }
 
 /// What the metadata at one place must say it is of.
-#[derive(Clone, Debug)]
-pub(super) struct Named {
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Named {
     login: String,
     whose: Whose,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 enum Whose {
     Everybodys,
     /// Of the tenant that a domain belongs to: the metadata says which that is.
@@ -235,17 +274,26 @@ pub(super) struct Metadata {
 }
 
 impl Named {
+    /// Is this the issuer?
+    pub(super) fn is(&self, issuer: &str) -> bool {
+        self.tenant_in(issuer).is_some()
+    }
+
+    fn tenant_in<'a>(&self, issuer: &'a str) -> Option<&'a str> {
+        let tenant = issuer.strip_prefix(self.login.as_str())?.strip_prefix('/')?.strip_suffix("/v2.0")?;
+        let right = match &self.whose {
+            Whose::Everybodys => tenant == TENANT_PLACE,
+            Whose::Somebodys => is_id(tenant),
+            Whose::Tenants(ours) => tenant == ours,
+        };
+        right.then_some(tenant)
+    }
+
     pub(super) fn read(&self, document: &[u8]) -> Result<Metadata, &'static str> {
         let document = strict::object(document).ok_or("the metadata is not one strict JSON object")?;
         let text = |member: &str| document.get(member).and_then(Value::as_str);
-        let tenant = text("issuer")
-            .and_then(|issuer| issuer.strip_prefix(self.login.as_str())?.strip_prefix('/')?.strip_suffix("/v2.0"));
-        let right = tenant.filter(|tenant| match &self.whose {
-            Whose::Everybodys => *tenant == TENANT_PLACE,
-            Whose::Somebodys => is_id(tenant),
-            Whose::Tenants(ours) => tenant == ours,
-        });
-        let tenant = right.ok_or("the metadata's `issuer` is not the one that was asked for")?;
+        let tenant = text("issuer").and_then(|issuer| self.tenant_in(issuer));
+        let tenant = tenant.ok_or("the metadata's `issuer` is not the one that was asked for")?;
         let jwks_uri = text("jwks_uri").and_then(|url| Url::parse(url).ok());
         Ok(Metadata {
             jwks_uri: jwks_uri.ok_or("the metadata's `jwks_uri` is missing or is not a URL")?,
@@ -285,10 +333,9 @@ impl Directory {
             return Err(fail("has no audience, so no token could be for us"));
         }
         let names = match &config.tenants {
-            Tenants::Any => vec!["common".to_owned()],
             Tenants::Listed(names) if names.is_empty() => return Err(fail("has no tenant")),
             Tenants::Listed(names) => names.clone(),
-            Tenants::Organizations => vec!["organizations".to_owned()],
+            Tenants::Any | Tenants::Organizations => vec![config.anybody().to_owned()],
         };
         let mut members = Vec::with_capacity(names.len());
         for name in names {
@@ -297,20 +344,19 @@ impl Directory {
             let source = match known {
                 Some(known) => Arc::clone(&known.source),
                 None => {
-                    let whose = match &config.tenants {
-                        Tenants::Listed(_) if is_id(&name) => Whose::Tenants(name.clone()),
-                        Tenants::Listed(_) => Whose::Somebodys,
-                        Tenants::Any | Tenants::Organizations => Whose::Everybodys,
-                    };
-                    let (issuer, login) = (config.issuer(&name), config.login().to_owned());
+                    let issuer = config.issuer(&name);
                     let metadata = format!("{issuer}/.well-known/openid-configuration");
-                    let origin = fetchers.entra(&issuer, &metadata, Named { login, whose })?;
+                    let origin = fetchers.entra(&issuer, &metadata, config.named(&name))?;
                     Arc::new(Source::remote(&issuer, origin))
                 }
             };
             members.push(Member { name, source });
         }
         Ok(Directory { config, members })
+    }
+
+    pub(super) fn demanded(&self) -> Demanded {
+        Demanded { certificate_bound: self.config.certificate_bound, dpop: self.config.dpop }
     }
 
     pub(super) fn algorithms(&self) -> &[Algorithm] {
@@ -321,12 +367,11 @@ impl Directory {
         self.members.iter().map(|member| &member.source)
     }
 
-    /// Where a client logs in: at the one tenant, or where any tenant's people can.
+    /// Where a client logs in, by the tenant's id as soon as it is known.
     pub(super) fn login_at(&self) -> String {
-        match (&self.config.tenants, self.members.as_slice()) {
-            (Tenants::Any, _) => self.config.issuer("common"),
-            (_, [one]) => self.config.issuer(one.tenant().unwrap_or(&one.name)),
-            _ => self.config.issuer("organizations"),
+        match self.members.as_slice() {
+            [one] => self.config.issuer(one.tenant().unwrap_or(&one.name)),
+            _ => self.config.place(),
         }
     }
 

@@ -12,16 +12,22 @@ use jsonwebtoken::Algorithm;
 use serde_json::Map;
 use serde_json::Value;
 
+use crate::credentials;
 use crate::exchange::ClientCertificate;
 use crate::exchange::Request;
 use crate::principal::Principal;
 
+use super::Demand;
 use super::Error;
+use super::Fault;
 use super::Issuer;
+use super::Scheme;
 use super::StartError;
 use super::claims;
+use super::claims::BoundTo;
 use super::claims::Rules;
 use super::claims::Times;
+use super::dpop::Thumbprint;
 use super::entra;
 use super::jwks::KeySet;
 use super::jwks::Source;
@@ -74,6 +80,17 @@ impl Trusted {
         };
         Ok(Trusted { config, source })
     }
+
+    fn demanded(&self) -> Demanded {
+        Demanded { certificate_bound: self.config.certificate_bound, dpop: self.config.dpop }
+    }
+}
+
+/// The proofs of possession that an issuer's tokens must come with.
+#[derive(Clone, Copy)]
+pub(super) struct Demanded {
+    pub(super) certificate_bound: Demand,
+    pub(super) dpop: Demand,
 }
 
 /// Everybody whose tokens are accepted.
@@ -92,6 +109,12 @@ impl Trust {
         issuers.chain(self.directories.iter().flat_map(entra::Directory::sources))
     }
 
+    /// What each of them demands.
+    pub(super) fn demands(&self) -> impl Iterator<Item = Demanded> {
+        let issuers = self.issuers.iter().map(Trusted::demanded);
+        issuers.chain(self.directories.iter().map(entra::Directory::demanded))
+    }
+
     /// The issuer that a token names, if it is one of ours. Nothing about the token is verified yet.
     async fn find(&self, iss: Option<&str>, now: Instant) -> Result<Sender<'_>, Error> {
         let iss = iss.ok_or_else(|| self.unaccepted())?;
@@ -100,6 +123,7 @@ impl Trust {
                 source: Arc::clone(&issuer.source),
                 algorithms: &issuer.config.algorithms,
                 leeway: issuer.config.leeway,
+                demanded: issuer.demanded(),
                 rules: Rules::Oidc(&issuer.config),
             });
         }
@@ -112,6 +136,7 @@ impl Trust {
                         source,
                         algorithms: directory.algorithms(),
                         leeway: directory.config.leeway.min(LEEWAY_MAX),
+                        demanded: directory.demanded(),
                         rules: Rules::Entra(&directory.config, tenant.to_owned()),
                     });
                 }
@@ -136,6 +161,7 @@ struct Sender<'a> {
     source: Arc<Source>,
     algorithms: &'a [Algorithm],
     leeway: Duration,
+    demanded: Demanded,
     rules: Rules<'a>,
 }
 
@@ -144,8 +170,8 @@ pub(super) struct Verified {
     pub(super) principal: Arc<Principal>,
     times: Times,
     leeway_s: i64,
-    /// Hex SHA-256 of the certificate the token is bound to (RFC 8705 section 3.1).
-    bound_to: Option<String>,
+    bound_to: BoundTo,
+    demanded: Demanded,
     source: Arc<Source>,
     generation: u64,
     /// How long the cache may keep it.
@@ -153,6 +179,12 @@ pub(super) struct Verified {
 }
 
 impl Verified {
+    /// Seals the token into its principal. It goes when they go: the cache drops both when the token expires.
+    pub(super) fn keep(&mut self, token: &str) {
+        let sealed = credentials::assertion(token, self.principal.expires_at());
+        self.principal = Arc::new(Principal::clone(&self.principal).bearing(sealed));
+    }
+
     /// The issuer still has every key it had when the signature was checked.
     pub(super) fn still_trusted(&self, now: Instant) -> bool {
         self.source.keys(now).is_some_and(|keys| keys.generation == self.generation)
@@ -161,12 +193,42 @@ impl Verified {
     /// What can change between two uses of a token: the time and the connection.
     pub(super) fn check(&self, at: SystemTime, certificate: Option<&ClientCertificate>) -> Result<(), Error> {
         self.times.check(super::seconds(at), self.leeway_s)?;
-        match &self.bound_to {
+        match &self.bound_to.certificate {
             Some(bound) if certificate.is_none_or(|certificate| certificate.fingerprint != *bound) => {
-                Err(Error::invalid("the token is bound to a client certificate that this connection does not have"))
+                Err(Error::invalid(
+                    "the token is bound to a client certificate that this connection does not have: \
+                     connect with the certificate that the token was asked for with",
+                ))
             }
+            None if self.demanded.certificate_bound == Demand::Required => Err(Error::invalid(
+                "the token is not bound to a client certificate (`cnf`), and this issuer's must be: \
+                 ask for it over a connection with one",
+            )),
             _ => Ok(()),
         }
+    }
+
+    /// The key that a DPoP proof must come from, for a token that is presented by this scheme; `None`: there need be none.
+    pub(super) fn key(&self, scheme: Scheme) -> Result<Option<&Thumbprint>, Error> {
+        let refused = |words: &str| Err(Error::Dpop { fault: Fault::Token, description: words.into() });
+        match (self.demanded.dpop, scheme, &self.bound_to.key) {
+            (Demand::Off, Scheme::Bearer, None) | (Demand::Optional, Scheme::Bearer, None) => Ok(None),
+            (Demand::Off, ..) => Err(Error::invalid("DPoP is not accepted for tokens of this issuer")),
+            (_, Scheme::Dpop, Some(key)) => Ok(Some(key)),
+            (_, Scheme::Dpop, None) => refused(
+                "the token is not bound to a key (`cnf.jkt`): send it as `Bearer`, or ask for one with a DPoP proof",
+            ),
+            (_, Scheme::Bearer, Some(_)) => refused(
+                "the token is bound to a key: send it as `Authorization: DPoP` with a proof in the `DPoP` header",
+            ),
+            (Demand::Required, Scheme::Bearer, None) => {
+                refused("tokens of this issuer must be bound to a key: ask for one with a DPoP proof")
+            }
+        }
+    }
+
+    pub(super) fn leeway_s(&self) -> i64 {
+        self.leeway_s
     }
 }
 
@@ -210,6 +272,7 @@ pub(super) async fn verify(trust: &Trust, token: &str, request: &Request, mtls: 
         leeway_s: i64::try_from(sender.leeway.as_secs()).unwrap_or(0),
         bound_to,
         generation: keys.generation,
+        demanded: sender.demanded,
         source: sender.source,
         lasts,
     })
@@ -231,16 +294,16 @@ fn check_signature(keys: &KeySet, header: &Header, parts: &Parts<'_>, rules: &Ru
 }
 
 /// The three parts of a compact JWS, still encoded.
-struct Parts<'a> {
-    header: &'a str,
-    payload: &'a str,
-    signature: &'a str,
+pub(super) struct Parts<'a> {
+    pub(super) header: &'a str,
+    pub(super) payload: &'a str,
+    pub(super) signature: &'a str,
     /// Header, dot, payload.
-    signed: &'a str,
+    pub(super) signed: &'a str,
 }
 
 impl<'a> Parts<'a> {
-    fn split(token: &'a str) -> Result<Self, Error> {
+    pub(super) fn split(token: &'a str) -> Result<Self, Error> {
         let mut parts = token.split('.');
         let (Some(header), Some(payload), Some(signature), None) =
             (parts.next(), parts.next(), parts.next(), parts.next())
@@ -298,6 +361,6 @@ fn is_access_token_type(kind: &str) -> bool {
 }
 
 /// An encoded part as one JSON object without duplicate members at any depth.
-fn object(encoded: &str) -> Option<Map<String, Value>> {
+pub(super) fn object(encoded: &str) -> Option<Map<String, Value>> {
     strict::object(&URL_SAFE_NO_PAD.decode(encoded).ok()?)
 }

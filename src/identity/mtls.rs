@@ -8,8 +8,6 @@ use std::time::SystemTime;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
-use x509_parser::x509::AttributeTypeAndValue;
-use x509_parser::x509::X509Name;
 
 use crate::exchange::ClientCertificate;
 use crate::principal::Claims;
@@ -18,11 +16,17 @@ use crate::principal::Method;
 
 use super::CertificateMatch;
 use super::CertificateRule;
+use super::Pattern;
+use super::Tenant;
+use super::subject;
 
 const SPIFFE: &str = "spiffe://";
 
 /// SPIFFE ID specification, section 2.3.
 const SPIFFE_BYTES_MAX: usize = 2048;
+
+/// The end of a certificate of which only names are known, because a proxy in front has seen it and not we.
+pub(super) const NOT_AFTER_UNKNOWN: i64 = i64::MAX;
 
 /// Why a leaf is not taken as a client certificate.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -44,17 +48,22 @@ pub fn certificate_from_der(leaf: &[u8]) -> Result<ClientCertificate, Certificat
         return Err(CertificateError::Usage);
     }
     let mut out = ClientCertificate {
-        subject: distinguished_name(certificate.subject()),
-        issuer: distinguished_name(certificate.issuer()),
+        subject: subject::write(certificate.subject()),
+        issuer: subject::write(certificate.issuer()),
         fingerprint: super::hex(&super::sha256(leaf)),
         not_after: certificate.validity().not_after.timestamp(),
         ..ClientCertificate::default()
     };
     let names = certificate.subject_alternative_name().map_err(|_| CertificateError::Malformed)?;
     for name in names.iter().flat_map(|names| &names.value.general_names) {
+        if let GeneralName::DNSName(text) | GeneralName::RFC822Name(text) | GeneralName::URI(text) = name
+            && text.contains(char::is_control)
+        {
+            return Err(CertificateError::Malformed);
+        }
         match name {
             GeneralName::DNSName(name) => out.dns_names.push(name.to_ascii_lowercase()),
-            GeneralName::RFC822Name(name) => out.emails.push((*name).to_owned()),
+            GeneralName::RFC822Name(name) => out.emails.push(email(name)),
             GeneralName::URI(uri) => out.uris.push((*uri).to_owned()),
             GeneralName::Invalid(..) => return Err(CertificateError::Malformed),
             _ => {}
@@ -64,8 +73,16 @@ pub fn certificate_from_der(leaf: &[u8]) -> Result<ClientCertificate, Certificat
     Ok(out)
 }
 
+/// The domain of an address is the same in any case, the local part is not.
+fn email(name: &str) -> String {
+    match name.rsplit_once('@') {
+        Some((local, domain)) => format!("{local}@{}", domain.to_ascii_lowercase()),
+        None => name.to_owned(),
+    }
+}
+
 /// X.509-SVID section 2: exactly one URI, and it is the SPIFFE id. With a second URI of any kind it is no SVID.
-fn spiffe_id(uris: &[String]) -> Option<String> {
+pub(super) fn spiffe_id(uris: &[String]) -> Option<String> {
     match uris {
         [uri] if is_spiffe_id(uri) => Some(uri.clone()),
         _ => None,
@@ -90,114 +107,81 @@ pub(super) fn is_current(certificate: &ClientCertificate, at: SystemTime) -> boo
 
 /// The principal that the first matching rule makes of a certificate.
 pub(super) fn claims(rules: &[CertificateRule], certificate: &ClientCertificate) -> Option<Claims> {
-    let (rule, subject) = rules.iter().find_map(|rule| Some((rule, matched(&rule.matches, certificate)?)))?;
-    let not_after = u64::try_from(certificate.not_after).unwrap_or(0);
+    let (rule, named) = rules.iter().find_map(|rule| Some((rule, matched(&rule.matches, certificate)?)))?;
+    let tenant = match &rule.tenant {
+        Tenant::None => None,
+        Tenant::Fixed(name) => Some(name.clone()),
+        // INVARIANT: such a rule is over a pattern that names the tenant; without one the certificate names nobody.
+        Tenant::Named => Some(named.tenant?),
+    };
     Some(Claims {
         kind: Kind::Service,
-        subject,
+        subject: named.subject,
         issuer: "mtls".into(),
-        tenant: rule.tenant.clone(),
+        tenant,
         scopes: rule.scopes.clone(),
+        roles: rule.roles.clone(),
+        groups: rule.groups.clone(),
         method: Method::Certificate,
         mtls: true,
-        expires_at: SystemTime::UNIX_EPOCH.checked_add(std::time::Duration::from_secs(not_after)),
+        expires_at: end(certificate),
         ..Claims::default()
     })
 }
 
-/// What of the certificate a rule matches: this names the principal.
-fn matched(rule: &CertificateMatch, certificate: &ClientCertificate) -> Option<String> {
+/// When the certificate ends, where that is known.
+fn end(certificate: &ClientCertificate) -> Option<SystemTime> {
+    if certificate.not_after == NOT_AFTER_UNKNOWN {
+        return None;
+    }
+    let not_after = u64::try_from(certificate.not_after).unwrap_or(0);
+    SystemTime::UNIX_EPOCH.checked_add(std::time::Duration::from_secs(not_after))
+}
+
+/// What of a certificate a rule matches: this names the principal, and perhaps its tenant.
+struct Named {
+    subject: String,
+    tenant: Option<String>,
+}
+
+fn matched(rule: &CertificateMatch, certificate: &ClientCertificate) -> Option<Named> {
+    // A certificate for `*.example.com` names no client in particular.
+    let dns = || certificate.dns_names.iter().filter(|name| !name.contains('*'));
     match rule {
+        CertificateMatch::Dns(pattern) => first(pattern, dns()),
+        CertificateMatch::Email(pattern) => first(pattern, certificate.emails.iter()),
+        CertificateMatch::Spiffe(pattern) => first(pattern, certificate.spiffe_id.iter()),
+        CertificateMatch::Uri(pattern) => first(pattern, certificate.uris.iter()),
         CertificateMatch::Fingerprint(print) => {
-            print.eq_ignore_ascii_case(&certificate.fingerprint).then(|| format!("sha256:{}", certificate.fingerprint))
+            let same = !print.is_empty() && print.eq_ignore_ascii_case(&certificate.fingerprint);
+            same.then(|| Named { subject: format!("sha256:{}", certificate.fingerprint), tenant: None })
         }
-        // A certificate for `*.example.com` names no client in particular.
-        CertificateMatch::Dns(glob) => {
-            certificate.dns_names.iter().find(|name| !name.contains('*') && glob.is_match(name)).cloned()
-        }
-        CertificateMatch::Spiffe(glob) => certificate.spiffe_id.clone().filter(|id| glob.is_match(id)),
         CertificateMatch::Subject(subject) => {
-            (!subject.is_empty() && *subject == certificate.subject).then(|| certificate.subject.clone())
+            let tenant = subject.find(&certificate.subject)?;
+            Some(Named { subject: certificate.subject.clone(), tenant })
         }
     }
 }
 
-/// RFC 4514: the last part first, parted by commas.
-fn distinguished_name(name: &X509Name<'_>) -> String {
-    let mut parts: Vec<String> =
-        name.iter_rdn().map(|part| part.iter().map(attribute).collect::<Vec<_>>().join("+")).collect();
-    parts.reverse();
-    parts.join(",")
-}
-
-fn attribute(attribute: &AttributeTypeAndValue<'_>) -> String {
-    let oid = attribute.attr_type().to_id_string();
-    // RFC 4514 section 3, and two that OpenSSL writes by name.
-    let name = match oid.as_str() {
-        "2.5.4.3" => "CN",
-        "2.5.4.5" => "serialNumber",
-        "2.5.4.6" => "C",
-        "2.5.4.7" => "L",
-        "2.5.4.8" => "ST",
-        "2.5.4.9" => "STREET",
-        "2.5.4.10" => "O",
-        "2.5.4.11" => "OU",
-        "0.9.2342.19200300.100.1.1" => "UID",
-        "0.9.2342.19200300.100.1.25" => "DC",
-        "1.2.840.113549.1.9.1" => "emailAddress",
-        _ => return format!("{oid}=#{}", super::hex(&encoded(attribute))),
-    };
-    match attribute.as_str() {
-        Ok(value) => format!("{name}={}", escaped(value)),
-        Err(_) => format!("{name}=#{}", super::hex(&encoded(attribute))),
-    }
-}
-
-/// The value in DER again, for types that have no text form.
-fn encoded(attribute: &AttributeTypeAndValue<'_>) -> Vec<u8> {
-    let value = attribute.attr_value();
-    let tag = u8::try_from(value.header.tag().0).unwrap_or(0x1f);
-    let first = (value.header.class() as u8) << 6 | u8::from(value.header.constructed()) << 5 | tag;
-    let mut out = vec![first];
-    let length = value.data.len();
-    if let Ok(short @ 0..0x80) = u8::try_from(length) {
-        out.push(short);
-    } else {
-        let bytes: Vec<u8> = length.to_be_bytes().into_iter().skip_while(|byte| *byte == 0).collect();
-        out.push(0x80 | u8::try_from(bytes.len()).unwrap_or(0));
-        out.extend(bytes);
-    }
-    out.extend_from_slice(value.data);
-    out
-}
-
-/// RFC 4514 section 2.4; control characters as hex pairs, so that no name breaks a line.
-fn escaped(value: &str) -> String {
-    use std::fmt::Write;
-    let last = value.chars().count().saturating_sub(1);
-    let mut out = String::with_capacity(value.len());
-    for (index, character) in value.chars().enumerate() {
-        match character {
-            '"' | '+' | ',' | ';' | '<' | '>' | '\\' => out.extend(['\\', character]),
-            '#' if index == 0 => out.push_str("\\#"),
-            ' ' if index == 0 || index == last => out.push_str("\\ "),
-            character if character.is_control() => {
-                let mut buffer = [0; 4];
-                for byte in character.encode_utf8(&mut buffer).bytes() {
-                    // Writing to a String cannot fail.
-                    let _ = write!(out, "\\{byte:02x}");
-                }
-            }
-            character => out.push(character),
+/// The first name that matches. Names that say different tenants leave in doubt whose it is, so that it is nobody's.
+fn first<'a>(pattern: &Pattern, names: impl Iterator<Item = &'a String>) -> Option<Named> {
+    let mut found: Option<Named> = None;
+    for name in names {
+        let Some(matched) = pattern.find(name) else { continue };
+        match &found {
+            Some(known) if known.tenant.as_deref() != matched.tenant => return None,
+            Some(_) => {}
+            None => found = Some(Named { subject: name.clone(), tenant: matched.tenant.map(str::to_owned) }),
         }
     }
-    out
+    found
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Names;
+    use super::super::Subject;
     use super::*;
-    use globset::Glob;
     use rcgen::CertificateParams;
     use rcgen::DnType;
     use rcgen::ExtendedKeyUsagePurpose;
@@ -227,11 +211,26 @@ mod tests {
     }
 
     fn rule(matches: CertificateMatch) -> CertificateRule {
-        CertificateRule { matches, scopes: ["mcp.read".to_owned()].into(), tenant: Some("contoso".into()) }
+        let scopes = ["mcp.read".to_owned()].into();
+        CertificateRule {
+            matches,
+            scopes,
+            roles: ["agent".to_owned()].into(),
+            groups: ["ops".to_owned()].into(),
+            tenant: Tenant::Fixed("contoso".into()),
+        }
     }
 
-    fn glob(text: &str) -> globset::GlobMatcher {
-        Glob::new(text).expect("glob").compile_matcher()
+    fn dns_names(text: &str) -> CertificateMatch {
+        CertificateMatch::Dns(Pattern::new(text, Names::Dns).expect("pattern"))
+    }
+
+    fn spiffe(text: &str) -> CertificateMatch {
+        CertificateMatch::Spiffe(Pattern::new(text, Names::Uri).expect("pattern"))
+    }
+
+    fn subject(text: &str) -> CertificateMatch {
+        CertificateMatch::Subject(Subject::new(text).expect("subject"))
     }
 
     #[test]
@@ -301,16 +300,16 @@ mod tests {
 
     #[test]
     fn rules_match_what_they_name_and_never_the_common_name() {
-        let spiffe = read(|params| params.subject_alt_names = vec![uri("spiffe://prod.example.com/agents/one")]);
+        let one = read(|params| params.subject_alt_names = vec![uri("spiffe://prod.example.com/agents/one")]);
         let who = |matches: CertificateMatch, certificate: &ClientCertificate| {
             claims(&[rule(matches)], certificate).map(|claims| claims.subject)
         };
-        let prod = || CertificateMatch::Spiffe(glob("spiffe://prod.example.com/agents/*"));
-        assert_eq!(who(prod(), &spiffe).as_deref(), Some("spiffe://prod.example.com/agents/one"));
+        let prod = || spiffe("spiffe://prod.example.com/agents/*");
+        assert_eq!(who(prod(), &one).as_deref(), Some("spiffe://prod.example.com/agents/one"));
         let other = read(|params| params.subject_alt_names = vec![uri("spiffe://test.example.com/agents/one")]);
         assert_eq!(who(prod(), &other), None, "another trust domain");
 
-        let named = || CertificateMatch::Dns(glob("*.example.com"));
+        let named = || dns_names("*.example.com");
         assert_eq!(who(named(), &read(|_| {})), None, "the common name is no DNS name");
         assert_eq!(
             who(named(), &read(|params| params.subject_alt_names = vec![dns("*.example.com")])),
@@ -323,24 +322,66 @@ mod tests {
         let print = CertificateMatch::Fingerprint(agent.fingerprint.clone());
         assert_eq!(who(print.clone(), &agent), Some(format!("sha256:{}", agent.fingerprint)));
         assert_eq!(who(print, &other), None);
-        assert_eq!(
-            who(CertificateMatch::Subject("CN=agent.example.com".into()), &agent).as_deref(),
-            Some("CN=agent.example.com")
-        );
-        assert_eq!(who(CertificateMatch::Subject("agent.example.com".into()), &agent), None);
-        assert_eq!(who(CertificateMatch::Subject(String::new()), &ClientCertificate::default()), None);
+        assert_eq!(who(subject("CN=agent.example.com"), &agent).as_deref(), Some("CN=agent.example.com"));
+        assert_eq!(who(subject("CN=*"), &ClientCertificate::default()), None);
+        assert_eq!(who(CertificateMatch::Fingerprint(String::new()), &one), None);
     }
 
     #[test]
     fn the_first_matching_rule_decides() {
         let agent = read(|params| params.subject_alt_names = vec![dns("agent.example.com")]);
-        let mut second = rule(CertificateMatch::Dns(glob("agent.*")));
+        let mut second = rule(dns_names("agent.*"));
         second.scopes.clear();
-        let rules = [rule(CertificateMatch::Dns(glob("other.*"))), second, rule(CertificateMatch::Dns(glob("*")))];
+        let rules = [rule(dns_names("other.*")), second, rule(dns_names("*"))];
         let claims = claims(&rules, &agent).expect("matched");
         assert!(claims.scopes.is_empty());
         assert_eq!((claims.kind, claims.method, claims.mtls), (Kind::Service, Method::Certificate, true));
         assert_eq!((claims.issuer.as_str(), claims.tenant.as_deref()), ("mtls", Some("contoso")));
         assert!(claims.expires_at.is_some());
+    }
+
+    #[test]
+    fn a_rule_can_take_the_tenant_from_the_name() {
+        let rules = [CertificateRule {
+            tenant: Tenant::Named,
+            ..rule(spiffe("spiffe://prod.example.com/tenant/{tenant}/agent/*"))
+        }];
+        let of = |id: &str| {
+            let certificate = read(|params| params.subject_alt_names = vec![uri(id)]);
+            claims(&rules, &certificate).map(|claims| (claims.subject, claims.tenant.unwrap_or_default()))
+        };
+        let contoso = "spiffe://prod.example.com/tenant/contoso/agent/one";
+        assert_eq!(of(contoso), Some((contoso.to_owned(), "contoso".to_owned())));
+        assert_eq!(of("spiffe://test.example.com/tenant/contoso/agent/one"), None);
+        assert_eq!(of("spiffe://prod.example.com/tenant/contoso/agent/one/two"), None);
+
+        let named = [CertificateRule { tenant: Tenant::Named, ..rule(dns_names("*.{tenant}.example.com")) }];
+        let both = |names: &[&str]| {
+            let certificate = read(|params| params.subject_alt_names = names.iter().map(|name| dns(name)).collect());
+            claims(&named, &certificate).map(|claims| (claims.subject, claims.tenant.unwrap_or_default()))
+        };
+        let one = ("a.contoso.example.com".to_owned(), "contoso".to_owned());
+        assert_eq!(both(&["a.contoso.example.com", "b.contoso.example.com", "c.other"]), Some(one));
+        assert_eq!(both(&["a.contoso.example.com", "b.fabrikam.example.com"]), None, "whose is it?");
+    }
+
+    #[test]
+    fn uris_and_addresses_are_matched_and_roles_and_groups_given() {
+        let agent = read(|params| {
+            params.subject_alt_names = vec![
+                uri("https://id.example.com/agents/7"),
+                SanType::Rfc822Name("Bot@Example.COM".try_into().expect("IA5")),
+            ];
+        });
+        let pattern = |text: &str, names| Pattern::new(text, names).expect("pattern");
+        let by_uri =
+            claims(&[rule(CertificateMatch::Uri(pattern("https://id.example.com/agents/*", Names::Uri)))], &agent);
+        let by_uri = by_uri.expect("matched");
+        assert_eq!(by_uri.subject, "https://id.example.com/agents/7");
+        assert_eq!((by_uri.roles, by_uri.groups), (["agent".to_owned()].into(), ["ops".to_owned()].into()));
+        let by_mail = claims(&[rule(CertificateMatch::Email(pattern("*@example.com", Names::Email)))], &agent);
+        assert_eq!(by_mail.expect("matched").subject, "Bot@example.com");
+        assert!(claims(&[rule(CertificateMatch::Email(pattern("bot@example.com", Names::Email)))], &agent).is_none());
+        assert!(claims(&[rule(spiffe("**"))], &agent).is_none(), "no SPIFFE id");
     }
 }

@@ -1,5 +1,6 @@
 //! Fetching an issuer's keys over HTTPS: discovery (OpenID's or Entra's) or a fixed URL, bounded in time and size.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Mutex;
@@ -11,12 +12,14 @@ use openidconnect::HttpRequest;
 use openidconnect::HttpResponse;
 use openidconnect::IssuerUrl;
 use openidconnect::core::CoreProviderMetadata;
-use url::Host;
 use url::Url;
 
 use super::StartError;
 use super::entra;
 use super::jwks::JWKS_BYTES_MAX;
+use crate::fetch;
+use crate::fetch::Fetch;
+use crate::fetch::Reach;
 
 /// One HTTP exchange with an issuer, from connecting to the last byte.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -49,10 +52,8 @@ pub(super) enum FetchError {
     Discovery { reason: String },
     #[error("status {status} from `{url}`")]
     Status { status: u16, url: String },
-    #[error("more than {JWKS_BYTES_MAX} bytes from `{url}`")]
-    TooLong { url: String },
-    #[error("cannot reach `{url}`: {reason}")]
-    Transport { url: String, reason: String },
+    #[error(transparent)]
+    Fetch(#[from] fetch::Error),
     #[error("`{url}` is not a place to fetch keys from")]
     Url { url: String },
 }
@@ -79,6 +80,29 @@ impl Origin {
     }
 }
 
+/// Where an issuer describes its authorization server: OpenID discovery, or RFC 8414 where that is not there.
+#[derive(Clone)]
+pub(super) struct Description {
+    urls: [Url; 2],
+    reach: Reach,
+    http: Http,
+}
+
+impl Description {
+    pub(super) async fn fetch(&self) -> Result<Vec<u8>, FetchError> {
+        let [openid, oauth] = self.urls.clone();
+        match self.http.read(openid).await {
+            Err(FetchError::Status { status: 404, .. }) => self.http.read(oauth).await,
+            outcome => outcome,
+        }
+    }
+
+    /// May an endpoint be there? Clients go there, not we.
+    pub(super) fn permits(&self, url: &Url) -> bool {
+        self.reach.permits(url)
+    }
+}
+
 /// What failed, without the body that the crate's error carries.
 fn reason(error: openidconnect::DiscoveryError<FetchError>) -> FetchError {
     use openidconnect::DiscoveryError;
@@ -96,10 +120,7 @@ fn reason(error: openidconnect::DiscoveryError<FetchError>) -> FetchError {
 
 /// The clients, made when the first issuer needs one: loading the system's certificates takes a while.
 #[derive(Default)]
-pub(super) struct Fetchers {
-    local: Option<Http>,
-    remote: Option<Http>,
-}
+pub(super) struct Fetchers(HashMap<Reach, Fetch>);
 
 impl Fetchers {
     pub(super) fn discovered(&mut self, issuer: &str) -> Result<Origin, StartError> {
@@ -126,75 +147,68 @@ impl Fetchers {
         Ok(Origin { http: self.client(issuer, &url)?, place: Place::Fixed(url) })
     }
 
+    pub(super) fn description(&mut self, issuer: &str) -> Result<Description, StartError> {
+        let malformed = || StartError::Issuer { issuer: issuer.into(), reason: "is not a URL to ask".into() };
+        let url = Url::parse(issuer).ok().filter(|url| url.query().is_none() && url.fragment().is_none());
+        let url = url.ok_or_else(malformed)?;
+        let path = url.path().trim_end_matches('/');
+        let at = |path: String| {
+            let mut url = url.clone();
+            url.set_path(&path);
+            url
+        };
+        let openid = at(format!("{path}/.well-known/openid-configuration"));
+        let oauth = at(format!("/.well-known/oauth-authorization-server{path}"));
+        Ok(Description { urls: [openid, oauth], reach: Reach::of(&url), http: self.client(issuer, &url)? })
+    }
+
     /// Only an issuer that is itself on loopback may be asked over plain HTTP.
     fn client(&mut self, issuer: &str, url: &Url) -> Result<Http, StartError> {
-        let local = url.scheme() == "http" && is_loopback(url);
-        let slot = if local { &mut self.local } else { &mut self.remote };
-        let http = match slot {
-            Some(http) => http.clone(),
-            None => slot.insert(Http::new(local)?).clone(),
-        };
-        if http.permits(url) {
-            return Ok(http);
+        if Reach::of(url).permits(url) {
+            return Http::new(url, &mut self.0);
         }
         let reason = "its keys must come from an `https` URL without credentials (`http` only from loopback)".into();
         Err(StartError::Issuer { issuer: issuer.into(), reason })
     }
 }
 
+/// The client for what the operator wrote, and where that names another host (a `jwks_uri`) the one for that.
 #[derive(Clone)]
 struct Http {
-    client: reqwest::Client,
-    /// Plain HTTP to loopback, and nothing else.
-    local: bool,
+    own: Fetch,
+    named: Option<Fetch>,
+    host: Option<String>,
 }
 
 impl Http {
-    fn new(local: bool) -> Result<Http, StartError> {
-        // reqwest panics without a provider; if one is installed already this changes nothing.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let builder = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .timeout(FETCH_TIMEOUT)
-            // Fetches are rare, and a kept connection could belong to a runtime that has ended.
-            .pool_max_idle_per_host(0)
-            .user_agent(concat!("wardgate/", env!("CARGO_PKG_VERSION")));
-        let builder = if local { builder.no_proxy().tls_certs_only([]) } else { builder.https_only(true) };
-        let client = builder.build().map_err(|error| StartError::Client { reason: chain(&error) })?;
-        Ok(Http { client, local })
-    }
-
-    fn permits(&self, url: &Url) -> bool {
-        let scheme = if self.local { url.scheme() == "http" && is_loopback(url) } else { url.scheme() == "https" };
-        scheme && url.host().is_some() && url.username().is_empty() && url.password().is_none()
+    fn new(url: &Url, clients: &mut HashMap<Reach, Fetch>) -> Result<Http, StartError> {
+        let mut client = |reach: Reach| -> Result<Fetch, StartError> {
+            if let Some(known) = clients.get(&reach) {
+                return Ok(known.clone());
+            }
+            let made = Fetch::new(reach, None, FETCH_TIMEOUT);
+            let made = made.map_err(|error| StartError::Client { reason: error.to_string() })?;
+            Ok(clients.entry(reach).or_insert(made).clone())
+        };
+        let reach = Reach::of(url);
+        let own = client(reach)?;
+        let named = if reach == Reach::Configured { Some(client(Reach::Named)?) } else { None };
+        Ok(Http { own, named, host: url.host_str().map(str::to_owned) })
     }
 
     async fn read(&self, url: Url) -> Result<Vec<u8>, FetchError> {
-        let (response, body) = self.get(url.clone()).await?;
-        match response.as_u16() {
-            200 => Ok(body),
-            status => Err(FetchError::Status { status, url: url.into() }),
+        match self.get(&url).await? {
+            (200, body) => Ok(body),
+            (status, _) => Err(FetchError::Status { status, url: url.into() }),
         }
     }
 
-    async fn get(&self, url: Url) -> Result<(http::StatusCode, Vec<u8>), FetchError> {
-        // Also for the `jwks_uri` of a discovery document.
-        if !self.permits(&url) {
-            return Err(FetchError::Url { url: url.into() });
-        }
-        let failed =
-            |error: reqwest::Error| FetchError::Transport { url: url.to_string(), reason: chain(&error.without_url()) };
-        let request = self.client.get(url.clone()).header(http::header::ACCEPT, "application/json");
-        let mut response = request.send().await.map_err(failed)?;
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(failed)? {
-            if body.len() + chunk.len() > JWKS_BYTES_MAX {
-                return Err(FetchError::TooLong { url: url.into() });
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok((response.status(), body))
+    /// Also for the `jwks_uri` of a discovery document: on another host it must be public.
+    async fn get(&self, url: &Url) -> Result<(u16, Vec<u8>), FetchError> {
+        let same = url.host_str() == self.host.as_deref();
+        let fetch = self.named.as_ref().filter(|_| !same).unwrap_or(&self.own);
+        let mut answer = fetch.get(url, JWKS_BYTES_MAX).await?;
+        Ok((answer.status, std::mem::take(&mut *answer.body)))
     }
 }
 
@@ -213,32 +227,11 @@ impl<'c> AsyncHttpClient<'c> for Recorder {
         Box::pin(async move {
             let url = request.uri().to_string();
             let url = Url::parse(&url).map_err(|_| FetchError::Url { url })?;
-            let (status, body) = self.http.get(url).await?;
+            let (status, body) = self.http.get(&url).await?;
             self.last.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&body);
             let mut response = HttpResponse::new(body);
-            *response.status_mut() = status;
+            *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::BAD_GATEWAY);
             Ok(response)
         })
     }
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    }
-}
-
-/// reqwest says what happened only in the sources of its errors.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    text
 }

@@ -4,6 +4,7 @@ mod chaos;
 mod entra;
 mod issuer;
 mod keys;
+mod proofs;
 mod tokens;
 
 use std::collections::BTreeSet;
@@ -15,7 +16,6 @@ use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use globset::Glob;
 use http::HeaderMap;
 use http::HeaderName;
 use http::HeaderValue;
@@ -118,11 +118,14 @@ fn issuer(name: &str, keys: Keys) -> Issuer {
         leeway: Duration::from_secs(30),
         tenant_claims: vec!["tid".into()],
         groups_claim: "groups".into(),
+        certificate_bound: Demand::Optional,
+        dpop: Demand::Optional,
     }
 }
 
 fn with_issuers(issuers: Vec<Issuer>) -> Identity {
-    Identity::new(Config { issuers, ..Config::default() }).expect("identity")
+    let public_url = Url::parse("https://gw.example").ok();
+    Identity::new(Config { issuers, public_url, ..Config::default() }).expect("identity")
 }
 
 /// An identity that trusts one issuer, whose keys are in a file.
@@ -188,8 +191,14 @@ fn agent_certificate() -> ClientCertificate {
 }
 
 fn dns_rule() -> CertificateRule {
-    let glob = Glob::new("*.example.com").expect("glob").compile_matcher();
-    CertificateRule { matches: CertificateMatch::Dns(glob), scopes: set(&["mcp.read"]), tenant: None }
+    let pattern = Pattern::new("*.example.com", Names::Dns).expect("pattern");
+    CertificateRule {
+        matches: CertificateMatch::Dns(pattern),
+        scopes: set(&["mcp.read"]),
+        roles: set(&[]),
+        groups: set(&[]),
+        tenant: Tenant::None,
+    }
 }
 
 #[tokio::test]
@@ -233,11 +242,12 @@ async fn a_credential_must_be_there_once_and_whole() {
         vec![("authorization", "Bearer =")],
         vec![("authorization", "Bearer \u{e9}")],
         vec![("authorization", "Basic YTpi")],
-        vec![("authorization", "DPoP abc")],
         vec![("authorization", &format!("{good}, {good}"))],
     ] {
         refused(&identity, &request(&headers)).await;
     }
+    let by_dpop = identity.verify(&request(&[("authorization", "DPoP abc")])).await;
+    assert!(matches!(by_dpop, Err(Error::Dpop { fault: Fault::Token, .. })), "{by_dpop:?}");
     let mut in_query = request(&[]);
     in_query.path = format!("/mcp?access_token={}", signer.good());
     assert_eq!(identity.verify(&in_query).await.unwrap_err(), Error::Missing);
@@ -246,7 +256,9 @@ async fn a_credential_must_be_there_once_and_whole() {
 
 #[tokio::test]
 async fn an_api_key_comes_in_either_header_and_never_falls_through() {
-    let (key, line) = api_key::generate("ci", &["mcp.read".to_owned()]).expect("key");
+    let (key, line) =
+        api_key::generate("ci", &api_key::Fields { scopes: vec!["mcp.read".to_owned()], ..Default::default() })
+            .expect("key");
     let file = file(&line);
     let config = Config { api_keys: Some(file.path().into()), anonymous: Some(set(&["all"])), ..Config::default() };
     let identity = Identity::new(config).expect("identity");

@@ -257,6 +257,12 @@ impl<'de> Visitor<'de> for Find<'_> {
 /// Writes one object.
 pub struct Writer(String);
 
+impl Default for Writer {
+    fn default() -> Self {
+        Writer::new()
+    }
+}
+
 impl Writer {
     #[must_use]
     pub fn new() -> Writer {

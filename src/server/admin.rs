@@ -1,4 +1,4 @@
-//! The admin listener: `/livez`, `/readyz`, `/metrics`, `/status` and nothing else, on an address of its own.
+//! The admin listener: `/livez`, `/readyz`, `/metrics`, `/status`, `POST /credentials/clear`, on an address of its own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,6 +48,8 @@ pub trait Admin: Send + Sync + 'static {
     /// Prometheus text exposition.
     fn metrics(&self) -> String;
     fn status(&self) -> serde_json::Value;
+    /// Forgets every token got for callers. Gives roughly how many there were.
+    fn clear_credentials(&self) -> u64;
 }
 
 /// Accepts until cut. It stays up while the MCP listeners drain: that is when `/readyz` matters.
@@ -97,6 +99,14 @@ impl Desk {
         if self.reach == Reach::Loopback && !host.is_some_and(|host| host.is_local()) {
             return (421, TEXT, Bytes::from_static(b"use localhost\n"));
         }
+        if request.method == Method::POST && request.raw_path() == b"/credentials/clear" {
+            // A web page may send this, but not without saying that it is one.
+            let page = ["origin", "sec-fetch-site"].iter().any(|name| request.headers.contains_key(*name));
+            return match page {
+                true => (403, TEXT, Bytes::from_static(b"not from a web page\n")),
+                false => (200, TEXT, format!("{} forgotten\n", self.admin.clear_credentials()).into()),
+            };
+        }
         if !matches!(request.method, Method::GET | Method::HEAD) {
             return (405, TEXT, Bytes::from_static(b"GET or HEAD\n"));
         }
@@ -109,7 +119,7 @@ impl Desk {
             },
             b"/metrics" => (200, "text/plain; version=0.0.4", self.admin.metrics().into()),
             b"/status" => (200, "application/json", format!("{:#}\n", self.admin.status()).into()),
-            _ => (404, TEXT, Bytes::from_static(b"/livez /readyz /metrics /status\n")),
+            _ => (404, TEXT, Bytes::from_static(b"/livez /readyz /metrics /status, POST /credentials/clear\n")),
         }
     }
 }

@@ -115,7 +115,9 @@ pub(super) enum Admitted {
         host: String,
         path: String,
     },
-    /// A CORS preflight; any origin for well-known documents.
+    /// A client that registers itself, from anywhere.
+    Registration(Call),
+    /// A CORS preflight; any origin for what anybody may ask for.
     Preflight {
         any_origin: bool,
     },
@@ -127,6 +129,7 @@ pub(super) struct Call {
     pub(super) host: String,
     pub(super) path: String,
     pub(super) expects_continue: bool,
+    pub(super) body_bytes_max: usize,
 }
 
 fn bad(what: &'static str) -> Rejection {
@@ -182,6 +185,18 @@ fn examine_all(gate: &Gate, sight: &Sight<'_>, reader: &mut Option<HeaderValue>)
             _ => Err(Rejection::MethodNotAllowed { allow: "GET" }),
         };
     }
+    if wellknown::is_registration(&path) {
+        return match verb {
+            Some(Verb::Post) => {
+                let body_bytes_max = gate.admission.body_bytes_max.min(wellknown::REGISTRATION_BYTES_MAX);
+                body(headers, body_bytes_max)?;
+                let host = host.authority;
+                Ok(Admitted::Registration(Call { verb: Verb::Post, host, path, expects_continue, body_bytes_max }))
+            }
+            None if headers.contains_key(header::ORIGIN) => Ok(Admitted::Preflight { any_origin: true }),
+            _ => Err(Rejection::MethodNotAllowed { allow: "POST" }),
+        };
+    }
     if let Some(origin) = single(headers, header::ORIGIN, "more than one Origin")? {
         let text = origin.to_str().map_err(|_| Rejection::BadOrigin)?;
         if !gate.knows_origin(&text.to_ascii_lowercase(), &host, sight.reach) {
@@ -205,11 +220,21 @@ fn examine_all(gate: &Gate, sight: &Sight<'_>, reader: &mut Option<HeaderValue>)
         }
         Verb::Post => post(gate, headers, &path)?,
     }
-    Ok(Admitted::Call(Call { verb, host: host.authority, path, expects_continue }))
+    let body_bytes_max = gate.admission.body_bytes_max;
+    Ok(Admitted::Call(Call { verb, host: host.authority, path, expects_continue, body_bytes_max }))
 }
 
 fn post(gate: &Gate, headers: &HeaderMap, path: &str) -> Result<(), Rejection> {
-    let bytes_max = gate.admission.body_bytes_max;
+    body(headers, gate.admission.body_bytes_max)?;
+    // SPEC: streamable HTTP, "the client MUST include an Accept header, listing both".
+    // Clients of 2024-11-05 do not: what answers them is on a stream they have asked for.
+    if !takes_messages(path) && (!accepts(headers, JSON) || !accepts(headers, EVENTS)) {
+        return Err(Rejection::NotAcceptable);
+    }
+    Ok(())
+}
+
+fn body(headers: &HeaderMap, bytes_max: usize) -> Result<(), Rejection> {
     if length(headers)?.is_some_and(|length| length > bytes_max) {
         return Err(Rejection::BodyTooLarge { bytes_max });
     }
@@ -223,11 +248,6 @@ fn post(gate: &Gate, headers: &HeaderMap, path: &str) -> Result<(), Rejection> {
         .any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
     {
         return Err(Rejection::UnsupportedMediaType);
-    }
-    // SPEC: streamable HTTP, "the client MUST include an Accept header, listing both".
-    // Clients of 2024-11-05 do not: what answers them is on a stream they have asked for.
-    if !takes_messages(path) && (!accepts(headers, JSON) || !accepts(headers, EVENTS)) {
-        return Err(Rejection::NotAcceptable);
     }
     Ok(())
 }

@@ -300,11 +300,15 @@ impl Connection {
         readers: &mut Readers,
     ) -> Result<Outgoing, Halt> {
         self.edge.spine.admit(&self.peer)?;
-        let call = match self.admission(session, gate, readers)? {
-            Admitted::Call(call) => call,
+        let (call, registers) = match self.admission(session, gate, readers)? {
+            Admitted::Call(call) => (call, false),
+            Admitted::Registration(call) => {
+                *readers = Readers::Any;
+                (call, true)
+            }
             Admitted::Document { host, path } => {
                 *readers = Readers::Any;
-                let document = self.edge.spine.metadata(&host, &path).ok_or(Rejection::NotFound)?;
+                let document = self.edge.spine.document(&host, &path).await?;
                 let reply = self.edge.spine.note(self.head_of(session, birth), wellknown::reply(document));
                 return Ok(Outgoing::new(birth.id, reply));
             }
@@ -312,12 +316,7 @@ impl Connection {
                 if any_origin {
                     *readers = Readers::Any;
                 }
-                let reply = self.edge.spine.note(self.head_of(session, birth), Reply::empty(204));
-                return Ok(if reply.status == 204 {
-                    Outgoing::preflight(birth.id, reply)
-                } else {
-                    Outgoing::new(birth.id, reply)
-                });
+                return Ok(self.preflight(session, birth));
             }
         };
         let (body, share) = match body::read(session, gate, &call, Share::none(&self.edge.crowd)).await {
@@ -333,6 +332,10 @@ impl Connection {
                 return Err(Halt::Left);
             }
         };
+        if registers {
+            let reply = self.edge.spine.register(self.head_of(session, birth), &call.path, &body);
+            return Ok(Outgoing::new(birth.id, reply));
+        }
         let Call { verb, host, path, .. } = call;
         let headers = take_headers(session).ok_or(Rejection::Internal)?;
         let open_ended =
@@ -353,6 +356,11 @@ impl Connection {
         drop(share);
         let outgoing = Outgoing::new(birth.id, reply);
         Ok(if open_ended { outgoing.open_ended() } else { outgoing })
+    }
+
+    fn preflight(&self, session: &ServerSession, birth: &Birth) -> Outgoing {
+        let reply = self.edge.spine.note(self.head_of(session, birth), Reply::empty(204));
+        if reply.status == 204 { Outgoing::preflight(birth.id, reply) } else { Outgoing::new(birth.id, reply) }
     }
 
     fn admission(&self, session: &ServerSession, gate: &Gate, readers: &mut Readers) -> Result<Admitted, Rejection> {

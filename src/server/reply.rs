@@ -37,7 +37,7 @@ const PIECE_BYTES: usize = 64 * 1024;
 const KEEPALIVE: Bytes = Bytes::from_static(crate::mcp::sse::KEEPALIVE);
 
 const HEADERS_ALLOWED: HeaderValue = HeaderValue::from_static(
-    "authorization, content-type, accept, mcp-protocol-version, mcp-session-id, mcp-method, mcp-name, last-event-id",
+    "authorization, dpop, content-type, accept, mcp-protocol-version, mcp-session-id, mcp-method, mcp-name, last-event-id",
 );
 const HEADERS_EXPOSED: HeaderValue =
     HeaderValue::from_static("Mcp-Session-Id, WWW-Authenticate, Retry-After, X-Request-Id");

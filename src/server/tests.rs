@@ -145,8 +145,14 @@ impl Spine for Scripted {
         Reply::json(status, Bytes::from_static(b"{\"refused\":true}"))
     }
 
-    fn metadata(&self, host: &str, path: &str) -> Option<Bytes> {
-        path.ends_with("/mcp").then(|| json!({ "resource": format!("https://{host}/mcp") }).to_string().into())
+    async fn document(&self, host: &str, path: &str) -> Result<Bytes, Rejection> {
+        let document = json!({ "resource": format!("https://{host}/mcp") });
+        if path.ends_with("/mcp") { Ok(document.to_string().into()) } else { Err(Rejection::NotFound) }
+    }
+
+    fn register(&self, head: Head, path: &str, body: &[u8]) -> Reply {
+        drop(self.events.send(Event::Noted(head.http_method, path.to_owned())));
+        Reply::json(201, Bytes::copy_from_slice(body))
     }
 
     fn admit(&self, _peer: &Peer) -> Result<(), Rejection> {
@@ -178,6 +184,10 @@ fn echo(request: &Request) -> Reply {
 struct Desk(AtomicBool);
 
 impl Admin for Desk {
+    fn clear_credentials(&self) -> u64 {
+        3
+    }
+
     fn live(&self) -> bool {
         true
     }

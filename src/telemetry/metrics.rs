@@ -22,6 +22,7 @@ use super::names::Metric;
 use super::process;
 use crate::audit;
 use crate::audit::Record;
+use crate::identity::api_key;
 use crate::mcp::Method;
 
 /// What [`Metrics::render`] returns.
@@ -29,6 +30,9 @@ pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
 /// Half a millisecond (a call that the gateway answers itself) to half a minute (a slow tool), in seconds.
 const BUCKETS: [f64; 15] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+/// API keys shown: those of a person's file, not of a machine's.
+const API_KEYS_MAX: usize = 1000;
 
 /// For a label that is known for no request of its kind.
 const NONE: &str = "";
@@ -53,6 +57,7 @@ pub struct Metrics {
     handshakes_failed: IntCounter,
     backend_up: IntGaugeVec,
     catalog_tools: IntGaugeVec,
+    api_key_used: IntGaugeVec,
     audit_records: IntCounter,
     audit_dropped: IntCounter,
     audit_available: IntGauge,
@@ -89,6 +94,7 @@ impl Metrics {
             handshakes_failed: register(&registry, IntCounter::with_opts(opts(names::HANDSHAKES_FAILED))),
             backend_up: gauges(&registry, names::BACKEND_UP),
             catalog_tools: gauges(&registry, names::CATALOG_TOOLS),
+            api_key_used: gauges(&registry, names::API_KEY_USED),
             audit_records: register(&registry, IntCounter::with_opts(opts(names::AUDIT_RECORDS))),
             audit_dropped: register(&registry, IntCounter::with_opts(opts(names::AUDIT_DROPPED))),
             audit_available: register(&registry, IntGauge::with_opts(opts(names::AUDIT_AVAILABLE))),
@@ -135,6 +141,16 @@ impl Metrics {
     pub fn backend(&self, backend: &str, up: bool, tools: usize) {
         set(&self.backend_up, &[backend], i64::from(up));
         set(&self.catalog_tools, &[backend], tools.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// Those that were used last; keys that are no longer in the file are no longer shown.
+    pub fn api_keys(&self, used: &[api_key::Use]) {
+        let mut used: Vec<_> = used.iter().collect();
+        used.sort_by_key(|key| std::cmp::Reverse(key.at));
+        self.api_key_used.reset();
+        for key in used.into_iter().take(API_KEYS_MAX) {
+            set(&self.api_key_used, &[&key.name, &key.print], key.at);
+        }
     }
 
     /// After a reload: a backend that is no longer configured is no longer shown.
@@ -248,6 +264,7 @@ mod tests {
         });
         metrics.listeners(1, 2, 3);
         metrics.backend("vault", true, 7);
+        metrics.api_keys(&[api_key::Use { name: "ci".into(), print: "2f1c07be".into(), at: 9 }]);
         metrics.audit(&audit::Status { written: 5, dropped: 1, healthy: true, seq: 5, hash: [0; 32] });
         metrics.loaded();
         metrics.reloaded(false);

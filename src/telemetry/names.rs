@@ -73,6 +73,11 @@ pub const HANDSHAKES_FAILED: Metric =
 pub const BACKEND_UP: Metric =
     gauge("wardgate_backend_up", &["backend"], "1 when the backend answered its last health check.");
 pub const CATALOG_TOOLS: Metric = gauge("wardgate_catalog_tools", &["backend"], "Tools known of a backend.");
+pub const API_KEY_USED: Metric = gauge(
+    "wardgate_api_key_last_used_timestamp_seconds",
+    &["name", "hash"],
+    "When a key of the keys file was used last, by its name and the start of its hash; keys never used are not shown.",
+);
 pub const AUDIT_RECORDS: Metric = counter("wardgate_audit_records_total", &[], "Audit records written.");
 pub const AUDIT_DROPPED: Metric =
     counter("wardgate_audit_dropped_total", &[], "Audit records that found the queue full and are lost.");
@@ -106,6 +111,7 @@ pub const ALL: &[Metric] = &[
     HANDSHAKES_FAILED,
     BACKEND_UP,
     CATALOG_TOOLS,
+    API_KEY_USED,
     AUDIT_RECORDS,
     AUDIT_DROPPED,
     AUDIT_AVAILABLE,

@@ -3,10 +3,10 @@
 
 /// Legacy clients in front of modern upstreams.
 mod door;
-
+/// An identity provider in the shape of Entra.
+mod entra;
 /// Routes with several backends.
 mod federation;
-
 /// Starts a gateway with the demo's issuer and workbench behind it.
 mod harness;
 /// What is hidden, missing or out of date.
@@ -14,14 +14,20 @@ mod hidden;
 
 /// Real MCP servers, official SDK clients, the official conformance suite.
 mod live;
+/// Logging in at a real OpenID provider: SDK clients, the facade, `wardgate login` and `whoami`.
+mod login;
 /// Every client with every server on both kinds of route.
 mod matrix;
 /// The stream of news of legacy sessions in front of modern backends.
 mod news;
+/// Acting on behalf of callers.
+mod obo;
 /// Clients of HTTP+SSE.
 mod old;
 /// What the program does for a person: `demo --tour`, `check`, `front`, `audit verify`, signals and reload.
 mod program;
+/// Proofs beyond the token: DPoP, certificates.
+mod proof;
 /// Judges what the gateway writes by the protocol's own schemas.
 mod referee;
 /// Every revision on both sides, and every kind of message.

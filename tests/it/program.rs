@@ -389,6 +389,49 @@ async fn front_without_authentication_stays_on_loopback() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_rotated_without_a_gap_and_revoked_when_its_line_goes() {
+    let stand = Stand::new().await;
+    let mut lines = Vec::new();
+    let mut secrets = Vec::new();
+    for _ in 0..2 {
+        let made = text(&wardgate(&["api-key", "ci", "--role", "runner", "--expires", "2099-01-01"]).await);
+        let after =
+            |word: &str| made.lines().find_map(|line| line.strip_prefix(word)).unwrap_or_else(|| panic!("{made}"));
+        secrets.push(after("key (shown once): ").to_owned());
+        lines.push(after("line for the keys file: ").to_owned());
+    }
+    let keys = stand.folder.path().join("keys");
+    std::fs::write(&keys, &lines[0]).unwrap();
+    let mut file = stand.file();
+    file["identity"] = json!([{ "api_keys": { "file": keys } }]);
+    file["grants"] = json!([{ "role": "runner", "allow": ["read"] }]);
+    stand.write(&file);
+    let mut running = Running::start(&["run", "-c", stand.path().to_str().unwrap()]);
+    let address = running.address().await;
+    let admin = Running::value(&running.until("admin listener").await, "address");
+    let client = harness::client();
+    let status = async |key: &str| {
+        let request = harness::modern_request(&client, &format!("http://{address}/mcp"), "tools/list", json!({}));
+        request.header("x-api-key", key).send().await.unwrap().status().as_u16()
+    };
+    assert_eq!((status(&secrets[0]).await, status(&secrets[1]).await), (200, 401));
+
+    std::fs::write(&keys, lines.join("\n")).unwrap();
+    running.until("was reloaded").await;
+    assert_eq!((status(&secrets[0]).await, status(&secrets[1]).await), (200, 200), "both, while callers change over");
+    let metrics = client.get(format!("http://{admin}/metrics")).send().await.unwrap().text().await.unwrap();
+    let hash = lines[0].split(' ').nth(1).unwrap();
+    let used = format!("wardgate_api_key_last_used_timestamp_seconds{{hash=\"{}\",name=\"ci\"}}", &hash[..8]);
+    assert!(metrics.contains(&used) && !metrics.contains(hash), "{metrics}");
+
+    std::fs::write(&keys, &lines[1]).unwrap();
+    let removed = std::time::Instant::now();
+    running.until("was reloaded").await;
+    assert!(removed.elapsed() < Duration::from_secs(5), "under a second on a machine that has nothing else to do");
+    assert_eq!((status(&secrets[0]).await, status(&secrets[1]).await), (401, 200));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_api_key_made_on_the_command_line_opens_the_gateway() {
     harness::prepare();
     let folder = tempfile::tempdir().unwrap();

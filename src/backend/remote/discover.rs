@@ -183,6 +183,10 @@ impl Shelf {
             tracing::debug!(backend = %self.blame.0, era = era.as_str(), tools = tools.len(), "tool catalog fetched");
             self.replace(&tools);
         });
+        // One caller's trouble with their own credential says nothing to the next.
+        if credential.is_personal() && matches!(outcome, Err(Error::CredentialRefused { .. })) {
+            return outcome.map(|()| self.catalog());
+        }
         flight.failures = if outcome.is_ok() { 0 } else { flight.failures.saturating_add(1) };
         flight.last = Some((Instant::now(), outcome.clone()));
         outcome.map(|()| self.catalog())

@@ -86,9 +86,13 @@ impl<U: Reach> Reach for Guarded<U> {
             // Streams and sessions may be our own affair: the upstream need not have been asked.
             Err(Error::Unavailable { .. } | Error::Timeout { .. } | Error::SessionLost { .. }) => Outcome::Unknown,
             Ok(_) if !asks => Outcome::Unknown,
-            Ok(_) | Err(Error::AnswerTooLarge { .. } | Error::CredentialRefused { .. } | Error::Protocol { .. }) => {
-                Outcome::Alive
-            }
+            Ok(_)
+            | Err(
+                Error::AnswerTooLarge { .. }
+                | Error::Credential(_)
+                | Error::CredentialRefused { .. }
+                | Error::Protocol { .. },
+            ) => Outcome::Alive,
         };
         answer
     }

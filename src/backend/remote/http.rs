@@ -8,6 +8,8 @@ use std::time::Duration;
 use std::time::Instant;
 
 use async_trait::async_trait;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::HeaderValue;
@@ -216,7 +218,7 @@ impl Inner {
         ask.reach();
         let (replica, in_flight, response) = self.attempts(ask, &request).await?;
         let lease = Lease { _slot: slot, _in_flight: in_flight };
-        let answer = self.read(ask, response, lease).await;
+        let answer = self.read(ask, response, lease, credential.is_personal()).await;
         match (&answer, ask.operation, ask.session) {
             (Ok(answer), _, _) if answer.session.is_some() => {
                 self.replicas.remember(answer.session.as_deref().unwrap_or_default(), &replica);
@@ -329,7 +331,7 @@ impl Inner {
     }
 
     /// What the answer means.
-    async fn read(&self, ask: &Ask<'_>, response: Response, lease: Lease) -> Result<Answer, Error> {
+    async fn read(&self, ask: &Ask<'_>, response: Response, lease: Lease, personal: bool) -> Result<Answer, Error> {
         let status = response.status;
         let encoding = response
             .header("content-encoding")
@@ -341,8 +343,12 @@ impl Inner {
             (200..=299, _) => self.read_success(ask, response, lease).await,
             (300..=399, _) => Err(self.blame.protocol(format!("a redirect ({status}); redirects are never followed"))),
             (401 | 403, _) => {
+                let claims = match (status, response.header("www-authenticate")) {
+                    (401, Ok(Some(challenge))) if personal => challenged(challenge),
+                    _ => None,
+                };
                 response.discard().await;
-                Err(self.blame.refused(status))
+                Err(self.blame.refused(status, claims))
             }
             (405, Operation::Stream { .. } | Operation::EndSession) => {
                 response.discard().await;
@@ -468,6 +474,15 @@ impl Inner {
             }
         }
     }
+}
+
+/// The claims that a challenge asks for (Entra's continuous access evaluation), decoded.
+fn challenged(challenge: &str) -> Option<Arc<str>> {
+    let (_, rest) = challenge.split_once("claims=\"")?;
+    let (encoded, _) = rest.split_once('"')?;
+    let encoded = encoded.trim_end_matches('=').replace('-', "+").replace('_', "/");
+    let text = String::from_utf8(STANDARD_NO_PAD.decode(encoded).ok()?).ok()?;
+    credentials::claims(&text)
 }
 
 fn era(ask: &Ask<'_>) -> Era {

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -89,6 +90,8 @@ pub(super) struct Offer {
 /// A session while it lasts; stateless legacy servers give no id. Dropping the last reference ends it.
 pub(super) struct Session {
     line: Line,
+    /// The newest of its caller: the session outlives the credential that it was opened with.
+    credential: ArcSwap<Credential>,
     id: Option<String>,
     version: String,
     pub(super) hello: Hello,
@@ -118,7 +121,7 @@ impl Session {
         let id = Id::number(0);
         let params = Params { raw: Some(hello.into()), ..Params::default() };
         let operation = Operation::Post(message(Some(id.clone()), Method::Initialize, params));
-        let answer = ask(&line, &operation, None, None, true, deadline).await?;
+        let answer = ask(&line, &line.credential, &operation, None, None, true, deadline).await?;
         let given = answer.session.clone();
         let hello = match within(deadline, &line.blame, outcome(answer, &id, &line.blame)).await? {
             Outcome::Result(answer) => answer,
@@ -128,6 +131,7 @@ impl Session {
         };
         let (version, hello) = read_hello(&hello, &line.blame)?;
         let session = Session {
+            credential: ArcSwap::new(line.credential.clone()),
             line,
             id: given,
             version,
@@ -263,10 +267,16 @@ impl Session {
         }
         self.ears.dismiss();
         let (line, id, version) = (self.line.clone(), self.id.clone()?, self.version.clone());
+        let credential = self.credential.load_full();
         Some(async move {
             let deadline = Instant::now() + TELL_TIMEOUT;
-            drop(ask(&line, &Operation::EndSession, Some(&id), Some(&version), true, deadline).await);
+            drop(ask(&line, &credential, &Operation::EndSession, Some(&id), Some(&version), true, deadline).await);
         })
+    }
+
+    /// From now on with this credential, which is the same caller's.
+    pub(super) fn carry(&self, credential: &Arc<Credential>) {
+        self.credential.store(credential.clone());
     }
 
     async fn ask(
@@ -280,7 +290,8 @@ impl Session {
         let version = Some(self.version.as_str()).filter(|version| *version >= "2025-06-18");
         let owner = self.line.owner.as_ref();
         let ask = Ask { operation, session: self.id.as_deref(), version, bindings: &[], repeatable, owner, reached };
-        let answer = self.line.upstream.ask(ask, &self.line.credential, deadline).await;
+        let credential = self.credential.load_full();
+        let answer = self.line.upstream.ask(ask, &credential, deadline).await;
         // A 404 to GET may as well be a server that has no such stream.
         if matches!(operation, Operation::Post(_)) && matches!(answer, Err(Error::SessionLost { .. })) {
             self.lose();
@@ -303,6 +314,7 @@ impl Drop for Session {
 
 async fn ask(
     line: &Line,
+    credential: &Credential,
     operation: &Operation,
     session: Option<&str>,
     version: Option<&str>,
@@ -312,7 +324,7 @@ async fn ask(
     // SPEC: the header came with 2025-06-18.
     let version = version.filter(|version| *version >= "2025-06-18");
     let ask = Ask { operation, session, version, bindings: &[], repeatable, owner: &line.owner, reached: None };
-    line.upstream.ask(ask, &line.credential, deadline).await
+    line.upstream.ask(ask, credential, deadline).await
 }
 
 async fn within<T>(deadline: Instant, blame: &Blame, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {

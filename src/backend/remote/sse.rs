@@ -356,7 +356,7 @@ impl Inner {
         match response.status {
             200..=299 => {}
             300..=399 => return Err(self.blame.protocol("a redirect; redirects are never followed")),
-            status @ (401 | 403) => return Err(self.blame.refused(status)),
+            status @ (401 | 403) => return Err(self.blame.refused(status, None)),
             status @ 400..=499 => {
                 return Err(self.blame.protocol(format!("status {status} in place of an event stream")));
             }
@@ -428,7 +428,7 @@ impl Inner {
         match status {
             200..=299 => Ok(()),
             300..=399 => Err(self.blame.protocol(format!("a redirect ({status}); redirects are never followed"))),
-            401 | 403 => Err(self.blame.refused(status)),
+            401 | 403 => Err(self.blame.refused(status, None)),
             404 | 410 => {
                 line.end();
                 Err(self.blame.session_lost())

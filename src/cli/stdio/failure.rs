@@ -68,10 +68,10 @@ impl Failure {
         let detail = words.clone().map_or_else(String::new, |words| format!(" ({words})"));
         let words = match status {
             StatusCode::UNAUTHORIZED if has_bearer => format!(
-                "the server does not accept the token of --bearer-file or --bearer-env (HTTP 401): renew it{detail}"
+                "the server does not accept the token of --bearer-file, --bearer-env or `wardgate login` (HTTP 401): renew it{detail}"
             ),
             StatusCode::UNAUTHORIZED => format!(
-                "the server wants authentication (HTTP 401): start `wardgate stdio` with --bearer-file FILE or --bearer-env NAME{detail}"
+                "the server wants authentication (HTTP 401): log in once with `wardgate login URL`, or start `wardgate stdio` with --bearer-file FILE or --bearer-env NAME{detail}"
             ),
             StatusCode::FORBIDDEN => {
                 let scope = parameter_of(challenge, "scope");
@@ -100,7 +100,7 @@ fn shortened(words: &str) -> String {
 }
 
 /// A quoted parameter of a challenge (RFC 9110 section 11.6.1).
-fn parameter_of(challenge: &str, name: &str) -> Option<String> {
+pub(in crate::cli) fn parameter_of(challenge: &str, name: &str) -> Option<String> {
     let mut rest = challenge;
     while let Some((before, after)) = rest.split_once(&format!("{name}=\"")) {
         // `resource_scope="` is not `scope="`.

@@ -1,6 +1,7 @@
 //! `Remote`: the HTTP side of `wardgate stdio`: one client, one URL, and what is sent along with every request.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use reqwest::Method;
 use reqwest::Response;
 use url::Url;
 
+use crate::cli::login;
 use crate::secret::Secret;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,11 +26,13 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 const TOKEN_BYTES_MAX: u64 = 64 * 1024;
 
 /// Where the bearer token is.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) enum Bearer {
     /// Read anew for each request: something else may renew it.
     File(PathBuf),
     Fixed(Secret),
+    /// Of `wardgate login`; renewed before it ends.
+    Login(Arc<login::Renewing>),
 }
 
 pub(super) struct Remote {
@@ -123,6 +127,7 @@ impl Remote {
         match &self.bearer {
             None => Ok(request),
             Some(Bearer::Fixed(token)) => Ok(request.bearer_auth(token.expose())),
+            Some(Bearer::Login(login)) => Ok(request.bearer_auth(login.token().await?.expose())),
             Some(Bearer::File(path)) => Ok(request.bearer_auth(token_of(path).await?.expose())),
         }
     }
@@ -139,7 +144,7 @@ pub(super) async fn token_of(path: &std::path::Path) -> Result<Secret, String> {
     token(&text).ok_or_else(|| wrong("holds no token: one line of visible characters"))
 }
 
-pub(super) fn token(text: &str) -> Option<Secret> {
+pub(in crate::cli) fn token(text: &str) -> Option<Secret> {
     let text = text.trim();
     let fits = !text.is_empty() && text.bytes().all(|byte| (0x21..=0x7e).contains(&byte));
     fits.then(|| Secret::new(text))
@@ -154,7 +159,7 @@ async fn send(request: reqwest::RequestBuilder) -> Result<Response, String> {
 }
 
 /// reqwest says what happened only in the sources of its errors.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub(in crate::cli) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {

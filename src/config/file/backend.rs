@@ -14,8 +14,8 @@ use serde::de;
 
 use crate::catalog::Effect;
 use crate::catalog::Mode;
+use crate::config::file::Credential;
 use crate::config::scalar::OptionalSpan;
-use crate::config::scalar::Reference;
 use crate::config::scalar::Size;
 use crate::config::scalar::Span;
 use crate::config::scalar::Variable;
@@ -39,7 +39,7 @@ pub(in crate::config) struct Backend {
     pub trust_annotations: Option<bool>,
     /// A ceiling for this backend. Default: the gateway's `mode`.
     pub mode: Option<Mode>,
-    /// What the gateway authenticates with. The caller's own token is never passed on. Default: nothing.
+    /// What the gateway authenticates with. The caller's own token is passed on only by `forward`. Default: nothing.
     pub credential: Option<Credential>,
     /// To connect, TCP and TLS together. Default: `5s`.
     pub connect_timeout: Option<Span>,
@@ -237,18 +237,4 @@ pub(in crate::config) struct EffectRule {
     /// What they do. Explicit hints of the server may still raise it.
     #[schemars(with = "Effect")]
     pub effect: Option<Effect>,
-}
-
-/// A header with a fixed value.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(in crate::config) struct Credential {
-    /// The header's name. Default: `Authorization`.
-    pub header: Option<String>,
-    /// The secret: `file:/path` or `env:NAME`. One newline at the end of a file is dropped.
-    #[schemars(with = "Reference")]
-    pub value: Option<Reference>,
-    /// Put before the value, with a blank; `none` for the value as it is. Default: `Bearer` for `Authorization`, `none` for
-    /// other headers.
-    pub scheme: Option<String>,
 }

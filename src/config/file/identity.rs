@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::Login;
 use crate::config::scalar::Span;
 use crate::config::scalar::Strings;
 
@@ -19,9 +20,11 @@ pub(in crate::config) enum Identity {
     /// `client_auth`.
     Certificates(Vec<CertificateRule>),
     /// Bearer tokens of Microsoft Entra ID (Azure AD), of version 1.0 and 2.0.
-    Entra(Entra),
+    Entra(Box<Entra>),
     /// Bearer tokens (JWT) of one issuer.
-    Oidc(Oidc),
+    Oidc(Box<Oidc>),
+    /// A proxy in front that terminates TLS: the client certificates it has verified, mapped by the `certificates` rules.
+    Proxy(Proxy),
 }
 
 /// Callers without a credential.
@@ -41,21 +44,31 @@ pub(in crate::config) struct ApiKeys {
     pub file: Option<String>,
 }
 
-/// A client certificate that matches is a caller with these scopes. Exactly one of `spiffe`, `dns`, `fingerprint`, `subject`.
+/// A client certificate that matches is a caller with these scopes, roles and groups. Exactly one of `spiffe`, `uri`, `dns`,
+/// `email`, `fingerprint`, `subject`. Where it is a pattern, one whole part may be `{tenant}`: it names the tenant.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct CertificateRule {
-    /// Glob over the SPIFFE id, `*` within one segment, `**` over several: `spiffe://prod.example.com/agents/*`.
+    /// Glob over the SPIFFE id, `*` within one segment, `**` over several: `spiffe://prod.example.com/agents/*`,
+    /// `spiffe://prod.example.com/tenant/{tenant}/agent/*`.
     pub spiffe: Option<String>,
-    /// Glob over the DNS names: `*.agents.example.com`.
+    /// Glob over the URIs, `*` within one segment: `https://id.example.com/agents/*`.
+    pub uri: Option<String>,
+    /// Glob over the DNS names: `*.agents.example.com`, `*.{tenant}.agents.example.com`.
     pub dns: Option<String>,
+    /// Glob over the mail addresses: `*@agents.example.com`, `*@{tenant}`.
+    pub email: Option<String>,
     /// SHA-256 of the certificate, as 64 hex digits; colons are allowed.
     pub fingerprint: Option<String>,
-    /// The exact subject as in RFC 4514: `CN=agent,O=Example`.
+    /// The whole subject as in RFC 4514: `CN=agent,O=Example`. A value may be `*` for any: `CN=*,OU={tenant},O=Example`.
     pub subject: Option<String>,
     /// Scopes the caller has. Default: none.
     pub scopes: Option<Vec<String>>,
-    /// The tenant the caller belongs to. Default: none.
+    /// Roles the caller has. Default: none.
+    pub roles: Option<Vec<String>>,
+    /// Groups the caller is in. Default: none.
+    pub groups: Option<Vec<String>>,
+    /// The tenant the caller belongs to. Default: what `{tenant}` stands for, else none.
     pub tenant: Option<String>,
 }
 
@@ -81,6 +94,12 @@ pub(in crate::config) struct Entra {
     pub applications: Option<Access>,
     /// How far its clock may be off; at most `60s`. Default: `30s`.
     pub leeway: Option<Span>,
+    /// Whether its tokens must be bound to a client certificate, as those of `oidc`. Default: `optional`.
+    pub certificate_bound: Option<CertificateBound>,
+    /// Whether its tokens must be bound to a key, as those of `oidc`. Default: `optional`.
+    pub dpop: Option<Dpop>,
+    /// How MCP clients log in: Entra does not let them by itself. With several tenants they do at `organizations`.
+    pub login: Option<Login>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq)]
@@ -96,6 +115,33 @@ pub(in crate::config) enum Cloud {
 pub(in crate::config) enum Access {
     Allow,
     Deny,
+}
+
+/// A proxy in front that terminates TLS and verifies client certificates. It must set (or remove) the header on every
+/// request; from any other address the header is ignored.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct Proxy {
+    /// Where it connects from: addresses, networks (`10.0.0.0/8`), or `unix` for the Unix sockets.
+    #[schemars(with = "Strings")]
+    pub from: Option<Strings>,
+    /// The one header that says what certificate the client has shown. The `x-ssl-client-…` ones count only beside
+    /// `X-SSL-Client-Verify: SUCCESS`.
+    #[schemars(with = "CertificateHeader")]
+    pub certificate_header: Option<CertificateHeader>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+pub(in crate::config) enum CertificateHeader {
+    /// Envoy's: `Hash=…;Subject="…";URI=…;DNS=…`, and `Cert`; of several elements the last.
+    #[serde(rename = "x-forwarded-client-cert")]
+    Envoy,
+    /// The whole certificate in PEM, percent-encoded (nginx: `$ssl_client_escaped_cert`).
+    #[serde(rename = "x-ssl-client-cert")]
+    Pem,
+    /// The subject as in RFC 4514 (nginx: `$ssl_client_s_dn`); for `subject` rules only.
+    #[serde(rename = "x-ssl-client-s-dn")]
+    Subject,
 }
 
 /// One trusted issuer of tokens, bound to its own keys.
@@ -121,6 +167,29 @@ pub(in crate::config) struct Oidc {
     pub tenant_claim: Option<Strings>,
     /// The claim that lists groups. Default: `groups`.
     pub groups_claim: Option<String>,
+    /// Whether its tokens must be bound to a client certificate (RFC 8705). Those that are bound are accepted only on a
+    /// connection with that certificate. Default: `optional`.
+    pub certificate_bound: Option<CertificateBound>,
+    /// Whether its tokens must be bound to a key, with a proof for each request (DPoP, RFC 9449). With `off` none is
+    /// accepted that is. Default: `optional`.
+    pub dpop: Option<Dpop>,
+    /// How MCP clients log in, where the issuer does not let them by itself. Default: they go to the issuer.
+    pub login: Option<Login>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::config) enum CertificateBound {
+    Optional,
+    Required,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::config) enum Dpop {
+    Off,
+    Optional,
+    Required,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq)]

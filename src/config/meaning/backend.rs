@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use http::HeaderName;
-use http::HeaderValue;
 use url::Host;
 use url::Url;
 
+use super::credential::credential;
 use super::is_loopback;
 use crate::backend::breaker;
 use crate::backend::remote::ClientTls;
@@ -26,7 +25,6 @@ use crate::config::book::Book;
 use crate::config::book::Key;
 use crate::config::file;
 use crate::config::scalar::Variable;
-use crate::config::scalar::short;
 use crate::credentials;
 use crate::mcp::Era;
 use crate::secret::Secret;
@@ -62,34 +60,6 @@ const HEALTH: Health =
 const HEALTH_COUNT_MAX: u32 = 1000;
 
 const NAME_BYTES_MAX: usize = 64;
-
-/// Headers that the gateway writes itself, that belong to one connection, or that carry the caller's credential.
-const OWN_HEADERS: [&str; 24] = [
-    "accept",
-    "accept-encoding",
-    "authorization",
-    "connection",
-    "content-encoding",
-    "content-length",
-    "content-type",
-    "cookie",
-    "expect",
-    "forwarded",
-    "host",
-    "http2-settings",
-    "keep-alive",
-    "last-event-id",
-    "origin",
-    "proxy-authorization",
-    "proxy-connection",
-    "set-cookie",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "x-api-key",
-    "x-forwarded-for",
-];
 
 pub(super) fn backends(
     book: &mut Book<'_>,
@@ -133,8 +103,14 @@ fn backend(book: &mut Book<'_>, key: &Key, name: String, written: file::Backend)
         book.error(&key.at("breaker"), "is for `http` and `sse` backends: a program that ends has pauses of its own");
     }
     let breaker = breaker(book, &key.at("breaker"), written.breaker).filter(|_| !stdio_only);
-    let with_credential = matches!(credential, credentials::Config::Static { .. });
+    let with_credential = !matches!(credential, credentials::Config::None);
     let transport = transport(book, key, (written.http, written.sse, written.stdio), with_credential);
+    if matches!(credential, credentials::Config::Forward { .. }) && !transport.as_ref().is_some_and(is_near) {
+        book.error(
+            &key.at("credential").at("forward"),
+            "is for a server on this machine: `127.0.0.1`, `[::1]`, `localhost` or a Unix socket; for others use `on_behalf_of` or `token_exchange`",
+        );
+    }
     let effects = effects(book, &key.at("effects"), written.effects, written.trust_annotations);
     let read_timeout = written.read_timeout.map_or(Some(READ_TIMEOUT), |span| span.0);
     if read_timeout.is_some_and(|span| span.is_zero()) {
@@ -165,6 +141,21 @@ fn backend(book: &mut Book<'_>, key: &Key, name: String, written: file::Backend)
         })),
     };
     Some(config)
+}
+
+/// Does every request stay on this machine?
+fn is_near(transport: &Transport) -> bool {
+    let near = |endpoint: &Endpoint| match &endpoint.place {
+        Place::Unix(_) => true,
+        Place::Tcp { host, .. } => {
+            host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+        }
+    };
+    match transport {
+        Transport::Http(http) => http.endpoints.iter().all(near),
+        Transport::Sse(sse) => near(&sse.endpoint),
+        Transport::Stdio(_) => false,
+    }
 }
 
 /// The one way there is.
@@ -366,51 +357,6 @@ fn endpoint(book: &mut Book<'_>, key: &Key, text: &str, with_credential: bool) -
     let authority = url.port().map_or_else(|| bare.to_owned(), |port| format!("{bare}:{port}"));
     let path = url.query().map_or_else(|| url.path().to_owned(), |query| format!("{}?{query}", url.path()));
     Some(Endpoint { tls, authority, place: Place::Tcp { host, port: url.port_or_known_default()? }, path })
-}
-
-fn credential(book: &mut Book<'_>, key: &Key, written: file::Credential) -> credentials::Config {
-    let name = written.header.unwrap_or_else(|| "authorization".to_owned());
-    let header = match name.parse::<HeaderName>() {
-        Ok(header) if header == http::header::AUTHORIZATION || header.as_str() == "x-api-key" => Some(header),
-        Ok(header) if OWN_HEADERS.contains(&header.as_str()) || header.as_str().starts_with("mcp-") => {
-            book.error(
-                &key.at("header"),
-                format!("`{header}` cannot carry a credential: the gateway writes it itself"),
-            );
-            None
-        }
-        Ok(header) => Some(header),
-        Err(_) => {
-            book.error(&key.at("header"), format!("`{}` is not a header's name", short(&name)));
-            None
-        }
-    };
-    let scheme = match written.scheme {
-        Some(scheme) if scheme == "none" => None,
-        Some(scheme)
-            if scheme.is_empty() || !scheme.chars().all(|c| c.is_ascii_alphanumeric() || "-._~+".contains(c)) =>
-        {
-            book.error(&key.at("scheme"), "is one word such as `Bearer`, or `none`");
-            None
-        }
-        Some(scheme) => Some(scheme),
-        None => header.as_ref().filter(|header| **header == http::header::AUTHORIZATION).map(|_| "Bearer".to_owned()),
-    };
-    let Some(reference) = book.require(key, "value", written.value, "value: file:/run/secrets/token") else {
-        return credentials::Config::None;
-    };
-    let secret = book.secret(&key.at("value"), &reference);
-    let value = match &scheme {
-        Some(scheme) => Secret::new(format!("{scheme} {}", secret.expose())),
-        None => secret,
-    };
-    if HeaderValue::from_str(value.expose()).is_err() {
-        book.error(
-            &key.at("value"),
-            "the secret cannot be sent in a header: it has line breaks or characters that are not ASCII",
-        );
-    }
-    header.map_or(credentials::Config::None, |header| credentials::Config::Static { header, value })
 }
 
 fn stdio(book: &mut Book<'_>, key: &Key, written: file::Stdio) -> Option<Stdio> {

@@ -1,6 +1,8 @@
 //! `identity`, as meant: issuers, API keys, certificate rules, anonymous callers.
 
-mod entra;
+mod certificate;
+pub(super) mod entra;
+mod proxy;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,6 +11,7 @@ use url::Url;
 
 use super::edge;
 use super::is_loopback;
+use super::login::login;
 use crate::config::book::Book;
 use crate::config::book::Key;
 use crate::config::file;
@@ -16,12 +19,10 @@ use crate::config::file::Identity;
 use crate::config::scalar::Span;
 use crate::config::scalar::Strings;
 use crate::config::scalar::short;
-use crate::identity::CertificateMatch;
-use crate::identity::CertificateRule;
 use crate::identity::Config;
+use crate::identity::Demand;
 use crate::identity::Issuer;
 use crate::identity::Keys;
-use crate::server::ClientAuth;
 use crate::server::Listener;
 
 /// The last part of the path of every issuer that `wardgate demo` makes. Its key is open to everybody on the machine.
@@ -62,6 +63,7 @@ pub(super) fn identity(
         book.missing(&key, NOBODY);
     }
     let mut meant = Config::default();
+    let (mut certificates_at, mut proxy_at) = (None, None);
     for (index, way) in ways.into_iter().enumerate() {
         let key = key.index(index);
         match way {
@@ -87,58 +89,73 @@ pub(super) fn identity(
                 if rules.is_empty() {
                     book.missing(&key.index(0), "there is no rule; for example `- { spiffe: \"spiffe://prod.example.com/agents/*\", scopes: [mcp.read] }`");
                 }
-                if !listeners
-                    .iter()
-                    .any(|listener| listener.tls.as_ref().is_some_and(|tls| tls.client_auth != ClientAuth::None))
-                    && !book.touched(&root.at("listeners"))
-                {
-                    book.error(&key, "no listener asks for client certificates: give one `tls: { client_ca: …, client_auth: optional }`");
-                }
+                certificates_at.get_or_insert(key.clone());
                 meant.certificates.extend(
                     rules
                         .into_iter()
                         .enumerate()
-                        .filter_map(|(index, rule)| certificate(book, &key.index(index), rule)),
+                        .filter_map(|(index, rule)| certificate::rule(book, &key.index(index), rule)),
                 );
             }
             Identity::Entra(written) => {
                 let key = key.at("entra");
                 needs_public_url(book, root, public, "entra");
-                if let Some(entra) = entra::entra(book, &key, written) {
-                    if meant.entra.iter().any(|known| known.overlaps(&entra)) {
-                        book.error(
-                            &key,
-                            "a tenant of this is in another `entra`, too: give one entry several audiences",
-                        );
-                    }
-                    meant.entra.push(entra);
-                }
+                add_entra(book, &key, *written, &mut meant);
             }
             Identity::Oidc(written) => {
                 let key = key.at("oidc");
                 needs_public_url(book, root, public, "oidc");
-                if let Some(issuer) = issuer(book, &key, written) {
-                    if meant.issuers.iter().any(|known| known.issuer == issuer.issuer) {
-                        book.error(
-                            &key.at("issuer"),
-                            format!(
-                                "`{}` is configured twice: give one entry several audiences",
-                                short(&issuer.issuer)
-                            ),
-                        );
-                    }
-                    meant.issuers.push(issuer);
-                }
+                add_issuer(book, &key, *written, &mut meant);
+            }
+            Identity::Proxy(written) => {
+                let key = key.at("proxy");
+                once(book, &key, proxy_at.replace(key.clone()).is_some());
+                meant.proxy = proxy::proxy(book, &key, written, listeners);
             }
         }
     }
+    proxy::who_shows_certificates(book, root, listeners, (certificates_at, proxy_at), &meant);
     meant
+}
+
+fn add_entra(book: &mut Book<'_>, key: &Key, mut written: file::Entra, meant: &mut Config) {
+    let facade = written.login.take();
+    let Some(entra) = entra::entra(book, key, written) else { return };
+    if meant.entra.iter().any(|known| known.overlaps(&entra)) {
+        book.error(key, "a tenant of this is in another `entra`, too: give one entry several audiences");
+    }
+    login(book, key, facade, (&entra.place(), Some(entra.named_there())), &mut meant.logins);
+    meant.entra.push(entra);
+}
+
+fn add_issuer(book: &mut Book<'_>, key: &Key, mut written: file::Oidc, meant: &mut Config) {
+    let facade = written.login.take();
+    let Some(issuer) = issuer(book, key, written) else { return };
+    if meant.issuers.iter().any(|known| known.issuer == issuer.issuer) {
+        let words = format!("`{}` is configured twice: give one entry several audiences", short(&issuer.issuer));
+        book.error(&key.at("issuer"), words);
+    }
+    login(book, key, facade, (&issuer.issuer, None), &mut meant.logins);
+    meant.issuers.push(issuer);
 }
 
 fn needs_public_url(book: &mut Book<'_>, root: &Key, public: bool, way: &str) {
     let key = root.at("public_url");
     if !public && !book.touched(&key) {
         book.error(&key, format!("is missing, and `{way}` needs it: clients find the login by it (RFC 9728); for example `public_url: https://mcp.example.com`"));
+    }
+}
+
+/// A proof says which address it is for, and protects a token from those who see it on its way.
+pub(super) fn check_proofs(book: &mut Book<'_>, root: &Key, config: &Config) {
+    let plain = config.public_url.as_ref().is_some_and(|url| url.scheme() == "http" && !is_loopback(url));
+    let issuers = config.issuers.iter().map(|issuer| issuer.dpop);
+    let mut all = issuers.chain(config.entra.iter().map(|entra| entra.dpop));
+    if plain && all.any(|dpop| dpop == Demand::Required) {
+        book.warn(
+            &root.at("public_url"),
+            "is plain http, and `dpop: required` proves who sent a request but hides nothing: use https",
+        );
     }
 }
 
@@ -157,42 +174,6 @@ fn scopes(book: &mut Book<'_>, parent: &Key, scopes: Option<Vec<String>>) -> BTr
         }
     }
     scopes.into_iter().collect()
-}
-
-fn certificate(book: &mut Book<'_>, key: &Key, rule: file::CertificateRule) -> Option<CertificateRule> {
-    let scopes = scopes(book, key, rule.scopes);
-    let given = [rule.spiffe.is_some(), rule.dns.is_some(), rule.fingerprint.is_some(), rule.subject.is_some()];
-    if given.iter().filter(|given| **given).count() != 1 {
-        if !book.touched(key) {
-            book.error(key, "needs exactly one of `spiffe`, `dns`, `fingerprint` and `subject`");
-        }
-        return None;
-    }
-    let matches = if let Some(text) = rule.spiffe {
-        let key = key.at("spiffe");
-        if !text.starts_with("spiffe://") {
-            book.error(&key, format!("`{}` does not begin with `spiffe://`", short(&text)));
-        }
-        CertificateMatch::Spiffe(book.path_glob(&key, &text)?)
-    } else if let Some(text) = rule.dns {
-        CertificateMatch::Dns(book.glob(&key.at("dns"), &text.to_ascii_lowercase())?)
-    } else if let Some(text) = rule.fingerprint {
-        let hex: String = text.chars().filter(|c| *c != ':').map(|c| c.to_ascii_lowercase()).collect();
-        if hex.len() != 64 || !hex.chars().all(|c| c.is_ascii_hexdigit()) {
-            book.error(
-                &key.at("fingerprint"),
-                "is not a SHA-256 fingerprint: 64 hex digits, for example from `openssl x509 -fingerprint -sha256`",
-            );
-        }
-        CertificateMatch::Fingerprint(hex)
-    } else {
-        let subject = rule.subject?;
-        if subject.is_empty() {
-            book.error(&key.at("subject"), "is empty");
-        }
-        CertificateMatch::Subject(subject)
-    };
-    Some(CertificateRule { matches, scopes, tenant: rule.tenant })
 }
 
 fn issuer(book: &mut Book<'_>, key: &Key, written: file::Oidc) -> Option<Issuer> {
@@ -222,7 +203,24 @@ fn issuer(book: &mut Book<'_>, key: &Key, written: file::Oidc) -> Option<Issuer>
         leeway,
         tenant_claims,
         groups_claim: written.groups_claim.unwrap_or_else(|| GROUPS_CLAIM.to_owned()),
+        certificate_bound: certificate_bound(written.certificate_bound),
+        dpop: dpop(written.dpop),
     })
+}
+
+fn certificate_bound(written: Option<file::CertificateBound>) -> Demand {
+    match written {
+        Some(file::CertificateBound::Required) => Demand::Required,
+        Some(file::CertificateBound::Optional) | None => Demand::Optional,
+    }
+}
+
+fn dpop(written: Option<file::Dpop>) -> Demand {
+    match written {
+        Some(file::Dpop::Off) => Demand::Off,
+        Some(file::Dpop::Optional) | None => Demand::Optional,
+        Some(file::Dpop::Required) => Demand::Required,
+    }
 }
 
 fn audiences(book: &mut Book<'_>, key: &Key, written: Option<Strings>, example: &str) -> Option<Vec<String>> {
@@ -272,7 +270,7 @@ fn keys(book: &mut Book<'_>, key: &Key, url: Option<String>, file: Option<String
 }
 
 /// Who can change the keys on their way can sign tokens.
-fn check_url(book: &mut Book<'_>, key: &Key, text: &str, what: &str) {
+pub(super) fn check_url(book: &mut Book<'_>, key: &Key, text: &str, what: &str) {
     let url = Url::parse(text).ok().filter(Url::has_host);
     let good = url.as_ref().is_some_and(|url| {
         let clean = url.username().is_empty() && url.password().is_none();

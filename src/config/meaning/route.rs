@@ -9,6 +9,7 @@ use crate::config::book::Book;
 use crate::config::book::Key;
 use crate::config::file;
 use crate::config::scalar::short;
+use crate::identity::facade;
 use crate::mcp::list::good_name;
 use crate::route;
 use crate::route::Clash;
@@ -88,6 +89,8 @@ fn check_path(book: &mut Book<'_>, key: &Key, path: &str) {
         book.error(key, format!("`{}` is not a path such as `/mcp`: it starts with `/`, has no empty or dot segments, no `%`, no query and no `/` at its end", short(path)));
     } else if path.starts_with("/.well-known/") {
         book.error(key, "paths under `/.well-known/` are the gateway's own");
+    } else if path.starts_with(facade::ROOT) {
+        book.error(key, "paths under `/login/` are the gateway's own");
     }
 }
 

@@ -105,6 +105,8 @@ impl Tower {
             leeway: Duration::from_secs(30),
             guests: true,
             applications: true,
+            certificate_bound: Demand::Optional,
+            dpop: Demand::Optional,
         }
     }
 
@@ -315,8 +317,10 @@ fn every_cloud_has_issuers_of_both_versions() {
             leeway: Duration::ZERO,
             guests: true,
             applications: true,
+            certificate_bound: Demand::Optional,
+            dpop: Demand::Optional,
         };
-        assert_eq!(identity_of(entra).issuers(), [format!("{new}/{CONTOSO}/v2.0")]);
+        assert_eq!(identity_of(entra).authorization_servers("https://gw"), [format!("{new}/{CONTOSO}/v2.0")]);
     }
 }
 
@@ -324,7 +328,7 @@ fn every_cloud_has_issuers_of_both_versions() {
 async fn every_organisation_means_any_tenant_and_no_personal_account() {
     let tower = Tower::start().await;
     let identity = identity_of(tower.config(Tenants::Organizations));
-    assert_eq!(identity.issuers(), [tower.issuer("organizations")]);
+    assert_eq!(identity.authorization_servers("https://gw"), [tower.issuer("organizations")]);
     for tenant in [CONTOSO, FABRIKAM] {
         assert_eq!(accepted(&identity, &tower.in_tenant(tenant)).await.tenant.as_deref(), Some(tenant));
     }
@@ -334,7 +338,7 @@ async fn every_organisation_means_any_tenant_and_no_personal_account() {
     assert!(refused(&identity, &tower.in_tenant(PERSONAL)).await.contains("is not accepted here"));
     let any = identity_of(tower.config(Tenants::Any));
     assert_eq!(accepted(&any, &tower.in_tenant(PERSONAL)).await.tenant.as_deref(), Some(PERSONAL));
-    assert_eq!(any.issuers(), [tower.issuer("common")]);
+    assert_eq!(any.authorization_servers("https://gw"), [tower.issuer("common")]);
 }
 
 #[tokio::test]
@@ -383,7 +387,7 @@ async fn a_domain_is_the_tenant_that_it_belongs_to_and_stays_it() {
     const DOMAIN: &str = "contoso.example";
     let tower = Tower::start().await;
     let identity = tower.of(DOMAIN);
-    assert_eq!(identity.issuers(), [tower.issuer(DOMAIN)]);
+    assert_eq!(identity.authorization_servers("https://gw"), [tower.issuer(DOMAIN)]);
     // Not known yet whose it is: nothing can be said about anybody's token.
     let unavailable = Error::Unavailable { issuer: tower.issuer(DOMAIN) };
     for tenant in [CONTOSO, FABRIKAM] {
@@ -393,7 +397,11 @@ async fn a_domain_is_the_tenant_that_it_belongs_to_and_stays_it() {
     tower.keys(DOMAIN, &[tower.signer.jwk(json!({}))]);
     let soon = |tenant: &str, after: Duration| later(tower.in_tenant(tenant), after);
     accepted(&identity, &soon(CONTOSO, Duration::from_secs(6))).await;
-    assert_eq!(identity.issuers(), [tower.issuer(CONTOSO)], "clients find the metadata by the id");
+    assert_eq!(
+        identity.authorization_servers("https://gw"),
+        [tower.issuer(CONTOSO)],
+        "clients find the metadata by the id"
+    );
     assert!(refused(&identity, &soon(FABRIKAM, Duration::from_secs(6))).await.contains("is not accepted here"));
 
     // Somebody else got the domain: their people are not those who were meant.

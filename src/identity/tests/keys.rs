@@ -144,7 +144,7 @@ async fn an_issuer_cannot_speak_for_another() {
     let mut other = issuer(name, Keys::File(files.1.path().into()));
     other.audiences = vec!["b-only".into()];
     let identity = with_issuers(vec![issuer(ISSUER, Keys::File(files.0.path().into())), other]);
-    assert_eq!(identity.issuers(), [ISSUER, name]);
+    assert_eq!(identity.authorization_servers("https://gw"), [ISSUER, name]);
 
     accepted(&identity, &bearing(&a.good())).await;
     let for_b = json!({ "iss": name, "aud": "b-only" });

@@ -369,6 +369,7 @@ async fn a_token_bound_to_a_certificate_needs_that_certificate() {
     check_refused(vec![
         claims(json!({ "cnf": { "jkt": "x" } }), "proof of possession"),
         claims(json!({ "cnf": { "x5t#S256": print, "jkt": "x" } }), "proof of possession"),
+        claims(json!({ "cnf": { "x5t#S256": print, "jwk": print } }), "proof of possession"),
         claims(json!({ "cnf": { "x5t#S256": "short" } }), "proof of possession"),
         claims(json!({ "cnf": "x" }), "proof of possession"),
     ])

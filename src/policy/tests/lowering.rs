@@ -66,6 +66,7 @@ fn a_grant_is_for_whom_it_names() {
                 "{grant:?} {claims:?}"
             );
             assert_eq!(policy.lists(&principal, &decl(Kind::Backend, "vault"), &noon()), index == other);
+            assert_eq!(grant.is_for(&principal), index == other, "what is shown is what is judged");
         }
     }
     let everybody = policy(&[Grant { allow, ..Grant::default() }], &[]);

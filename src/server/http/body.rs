@@ -48,7 +48,7 @@ async fn collect(
     call: &Call,
     mut share: Share,
 ) -> Result<(Bytes, Share), Halt> {
-    let bytes_max = gate.admission.body_bytes_max;
+    let bytes_max = call.body_bytes_max;
     let mut first = Bytes::new();
     let mut rest = BytesMut::new();
     loop {
@@ -63,7 +63,7 @@ async fn collect(
         if first.len().max(rest.len()) + chunk.len() > bytes_max {
             return Err(Rejection::BodyTooLarge { bytes_max }.into());
         }
-        if !share.grow(chunk.len(), bytes_max.saturating_mul(BODIES_MAX)) {
+        if !share.grow(chunk.len(), gate.admission.body_bytes_max.saturating_mul(BODIES_MAX)) {
             return Err(Rejection::Overloaded.into());
         }
         if first.is_empty() && rest.is_empty() {

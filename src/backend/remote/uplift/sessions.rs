@@ -19,8 +19,8 @@ use crate::backend::remote::session::Line;
 use crate::backend::remote::session::Session;
 use crate::credentials::Credential;
 
-/// Whose session it is. A renewed credential gets a session of its own, and who listened to the old one moves there; the
-/// old one idles out.
+/// Whose session it is. A token that was renewed for the same caller goes on with the same session; a fixed credential that
+/// changed gets a session of its own, who listened to the old one moves there, and the old one idles out.
 #[derive(Clone, Eq, Hash, PartialEq)]
 pub(super) struct Key {
     principal: Arc<str>,
@@ -31,7 +31,9 @@ pub(super) struct Key {
 impl Key {
     pub(super) fn new(principal: &Arc<str>, credential: &Credential, abilities: String) -> Key {
         let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
-        if let Some((name, secret)) = credential.header() {
+        if let Some(whose) = credential.identity() {
+            digest.update(&whose);
+        } else if let Some((name, secret)) = credential.header() {
             digest.update(name.as_str().as_bytes());
             digest.update(b"\0");
             digest.update(secret.expose().as_bytes());
@@ -119,6 +121,7 @@ impl Pool {
         let good =
             |session: &&Arc<Session>| !session.is_over() && session.born.elapsed() < self.limits.session_lifetime;
         if let Some(session) = place.as_ref().filter(good) {
+            session.carry(&line.credential);
             return Ok(Taken { session: session.clone(), reused: true });
         }
         let session = Arc::new(Session::open(line.clone(), who, deadline).await?);

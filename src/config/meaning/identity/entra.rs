@@ -3,7 +3,9 @@
 use url::Url;
 
 use super::audiences;
+use super::certificate_bound;
 use super::check_url;
+use super::dpop;
 use super::leeway;
 use crate::config::book::Book;
 use crate::config::book::Key;
@@ -54,6 +56,8 @@ pub(super) fn entra(book: &mut Book<'_>, key: &Key, written: file::Entra) -> Opt
         leeway,
         guests: allowed(written.guests),
         applications: allowed(written.applications),
+        certificate_bound: certificate_bound(written.certificate_bound),
+        dpop: dpop(written.dpop),
     })
 }
 
@@ -108,7 +112,7 @@ fn is_domain(name: &str) -> bool {
 }
 
 /// Tokens of version 2.0 have the client id as audience, those of 1.0 what was asked for, which is mostly the URI.
-fn both_forms(written: Vec<String>) -> Vec<String> {
+pub(in crate::config::meaning) fn both_forms(written: Vec<String>) -> Vec<String> {
     let mut all: Vec<String> = Vec::with_capacity(written.len() * 2);
     for audience in written {
         let id = audience.strip_prefix(DEFAULT_URI).unwrap_or(&audience).to_ascii_lowercase();
