@@ -87,7 +87,7 @@ impl Rig {
         referee.before_upstreams(&mut file).await;
         let loaded = load(&file).unwrap_or_else(|errors| panic!("the test's configuration is wrong:\n{errors}"));
         let app = App::start(loaded).await.unwrap_or_else(|error| panic!("the gateway does not start: {error}"));
-        let base = format!("http://{}", referee.before_clients(&app.addresses()[0].1).await);
+        let base = format!("http://{}", referee.before_clients(&app.addresses()[0].1, &file["public_url"]).await);
         let admin = format!("http://{}", app.admin_address().unwrap());
         Rig { app, issuer, workbench, referee, base, admin, audit, client: client(), _folder: folder }
     }

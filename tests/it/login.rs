@@ -67,7 +67,6 @@ async fn gateway(provider: &Provider, login: Value, adjust: impl FnOnce(&mut Val
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let base = format!("http://127.0.0.1:{port}");
     Rig::with(|file| {
-        file["listeners"] = json!([{ "address": format!("127.0.0.1:{port}") }]);
         file["public_url"] = json!(base);
         let audience = [format!("{base}/mcp"), format!("{base}/write")];
         let mut oidc = json!({ "issuer": provider.issuer, "audience": audience });

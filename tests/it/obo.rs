@@ -69,10 +69,9 @@ async fn a_thousand_users_interleaved_each_get_their_own_token_by_one_exchange()
     let exchanges = entra.control(json!({})).await["exchanges"].as_object().unwrap().clone();
     assert_eq!(exchanges.len(), USERS);
     assert!(exchanges.values().all(|count| count == 1), "somebody was exchanged twice");
-    let seen = seen.lock().unwrap();
+    let seen = std::mem::take(&mut *seen.lock().unwrap());
     assert!(seen.iter().all(|(_, token)| token["foreign"].is_null()), "a caller's own token reached the upstream");
     assert!(seen.iter().all(|(_, token)| token["user"] != "the-gateway"), "the gateway acted as itself");
-    drop(seen);
     rig.app.shutdown().await;
 }
 

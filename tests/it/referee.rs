@@ -42,9 +42,12 @@ pub struct Referee {
 }
 
 impl Referee {
-    /// Puts a tap before the gateway's listener; gives the address that clients are to use.
-    pub async fn before_clients(&self, listener: &str) -> SocketAddr {
-        let tap = Tap::before(listener.to_owned(), Side::Clients, Arc::clone(&self.record)).await;
+    /// Puts a tap before the gateway's listener; gives the address that clients are to use: the one that the gateway says it
+    /// is known by, if that is on this machine.
+    pub async fn before_clients(&self, listener: &str, public_url: &Value) -> SocketAddr {
+        let known = public_url.as_str().and_then(|url| url.strip_prefix("http://")?.parse().ok());
+        let address = known.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
+        let tap = Tap::at(address, listener.to_owned(), Side::Clients, Arc::clone(&self.record)).await;
         let address = tap.address;
         self.taps.lock().unwrap().insert(listener.to_owned(), tap);
         address

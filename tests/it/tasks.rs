@@ -180,8 +180,9 @@ async fn foreign_forged_misplaced_and_revoked_tasks_are_unknown_in_the_same_word
     let id = begun(&rig, &token, "slow_compute", json!({ "seconds": 60 })).await;
     // The same person with a token for less: the tool is hidden by now.
     let (foreigner, lesser) = (rig.admin_token(), rig.issuer.token("editor", "mcp.read", crate::harness::AUDIENCE));
-    let forged = format!("{}A{}", &id[..40], &id[41..]);
-    let forged = if forged == id { format!("{}B{}", &id[..40], &id[41..]) } else { forged };
+    let with =
+        |letter: char| id.char_indices().map(|(at, own)| if at == 40 { letter } else { own }).collect::<String>();
+    let forged = if with('A') == id { with('B') } else { with('A') };
     for method in ["tasks/get", "tasks/update", "tasks/cancel"] {
         let garbage = task(&rig, &token, method, "no-such-task").await;
         assert_eq!((garbage.status, garbage.code()), (200, Some(-32602)), "{}", garbage.text);

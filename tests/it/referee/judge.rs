@@ -7,6 +7,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 use serde_json::json;
+use wardgate::identity::facade;
 
 use super::note::Note;
 use super::note::Role;
@@ -146,6 +147,10 @@ impl Court {
             self.exchanges.entry(note.exchange).or_default().endpoint = Some(endpoint);
             return;
         }
+        // Clients that register themselves (RFC 7591) speak another protocol.
+        if facade::is_registration(&note.path) {
+            return;
+        }
         let place = self.place(note);
         let Ok(value) = serde_json::from_slice::<Value>(&note.text) else {
             // Web pages that refuse are not messages; everything else that the gateway says must be.
@@ -160,7 +165,7 @@ impl Court {
             // Metadata documents and refusals outside the protocol.
             message
                 if message.get("jsonrpc").is_none()
-                    && (note.verb != "POST" && note.verb != "" || note.status >= 300) => {}
+                    && (note.verb != "POST" && !note.verb.is_empty() || note.status >= 300) => {}
             message => self.message(note, &place, message),
         }
     }

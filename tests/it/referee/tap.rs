@@ -26,7 +26,11 @@ pub struct Tap {
 
 impl Tap {
     pub async fn before(target: String, side: Side, record: Arc<Record>) -> Tap {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Tap::at(SocketAddr::from(([127, 0, 0, 1], 0)), target, side, record).await
+    }
+
+    pub async fn at(address: SocketAddr, target: String, side: Side, record: Arc<Record>) -> Tap {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
