@@ -86,6 +86,8 @@ struct Times {
 #[derive(Default)]
 struct Flight {
     last: Option<(Instant, Result<(), Error>)>,
+    /// Who asked last, where callers have credentials of their own.
+    whose: Option<[u8; 32]>,
     failures: u32,
 }
 
@@ -164,6 +166,8 @@ impl Shelf {
         };
         if let Some((at, outcome)) = &flight.last
             && at.elapsed() < flight.pause()
+            // What one caller was told says nothing of what another one is.
+            && (flight.whose == credential.identity() || !credential.is_personal())
             // A success says nothing of an era that was put in doubt since.
             && (outcome.is_err() || self.speech.known().is_some())
         {
@@ -181,12 +185,19 @@ impl Shelf {
         let outcome = fetched.unwrap_or_else(|_| Err(self.blame.timeout())).map(|(era, tools)| {
             self.speech.learn(era);
             tracing::debug!(backend = %self.blame.0, era = era.as_str(), tools = tools.len(), "tool catalog fetched");
-            self.replace(&tools);
+            // Each caller of such an upstream may be told of other tools: none of them takes another one's away.
+            if credential.is_personal() {
+                self.learn(&tools);
+                self.times.lock().unwrap_or_else(PoisonError::into_inner).fetched = Some(Instant::now());
+            } else {
+                self.replace(&tools);
+            }
         });
-        // One caller's trouble with their own credential says nothing to the next.
-        if credential.is_personal() && matches!(outcome, Err(Error::CredentialRefused { .. })) {
+        // One caller's trouble says nothing to the next.
+        if credential.is_personal() && outcome.is_err() {
             return outcome.map(|()| self.catalog());
         }
+        flight.whose = credential.identity();
         flight.failures = if outcome.is_ok() { 0 } else { flight.failures.saturating_add(1) };
         flight.last = Some((Instant::now(), outcome.clone()));
         outcome.map(|()| self.catalog())

@@ -181,7 +181,7 @@ impl Uplift {
             return Ok(Answer::empty(202));
         }
         let asked = match Asked::read(message) {
-            Ok(asked) => asked,
+            Ok(asked) => Asked { whose: credential.identity().filter(|_| credential.is_personal()), ..asked },
             Err(what) => {
                 let id = message.id().cloned().unwrap_or_else(|| crate::mcp::Id::number(0));
                 return Ok(whole(answer::failure(&id, 400, error::INVALID_PARAMS, what, None)));
@@ -292,7 +292,7 @@ impl Uplift {
         let Ok(answers) = Members::read(&answers) else {
             return refused(Closed::NoAnswer);
         };
-        let digest = request::digest(asked.method, asked.params.as_ref());
+        let digest = asked.digest();
         let mut exchange = match self.parked.fetch(&state, &Owner { principal: permit.owner(), digest }, &answers) {
             Ok(exchange) => exchange,
             Err(closed) => return refused(closed),
@@ -355,7 +355,7 @@ fn ask_back(parked: &Arc<Parked>, principal: &Arc<str>, exchange: Exchange, aske
     for question in exchange.questions() {
         requests.raw(&question.key, &question.request);
     }
-    let digest = request::digest(asked.method, asked.params.as_ref());
+    let digest = asked.digest();
     match parked.park(&Owner { principal, digest }, exchange) {
         Ok(state) => {
             let body = answer::input_required(&asked.id, &requests.finish(), Some(&state));

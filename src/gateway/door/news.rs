@@ -95,6 +95,8 @@ struct Orders {
     /// The last word counts.
     change: Option<Change>,
     over: bool,
+    /// Nobody takes orders any more.
+    closed: bool,
 }
 
 impl Wire {
@@ -108,7 +110,12 @@ impl Wire {
     }
 
     pub(super) fn change(&self, change: Change) {
-        self.orders().change = Some(change);
+        let mut orders = self.orders();
+        if orders.closed {
+            return; // what it was to relay ends here
+        }
+        orders.change = Some(change);
+        drop(orders);
         self.woken.notify_waiters();
     }
 
@@ -116,6 +123,14 @@ impl Wire {
     pub(super) fn stop(&self) {
         self.orders().over = true;
         self.woken.notify_waiters();
+    }
+
+    /// Nothing goes on here from now on.
+    fn close(&self) {
+        self.open.store(false, Relaxed);
+        let mut orders = self.orders();
+        orders.closed = true;
+        drop((orders.change.take(), orders));
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -189,7 +204,11 @@ pub(super) async fn watch(
     let old = seat.watch(&wire, edition);
     if slot.is_given_back() {
         // The older one's client left at this very moment.
-        slot.renew(errand.connects(open).inspect_err(|_| wire.open.store(false, Relaxed))?);
+        let refused = |_: &Rejection| {
+            wire.close();
+            wire.line.end(Passing::End("streamed"));
+        };
+        slot.renew(errand.connects(open).inspect_err(refused)?);
     }
     let flow = line.answer();
     let watch = Watch::of(&errand);
@@ -405,7 +424,7 @@ impl Pump {
         });
         let last = last.await;
         let wire = self.wire.clone();
-        wire.open.store(false, Relaxed);
+        wire.close();
         // What it counts for goes before its end is seen.
         drop(self);
         wire.line.end(last);

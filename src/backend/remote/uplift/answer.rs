@@ -279,6 +279,7 @@ mod tests {
             params: None,
             responses: None,
             state: None,
+            whose: None,
         }
     }
 

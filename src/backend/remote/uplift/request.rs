@@ -159,9 +159,16 @@ pub(super) struct Asked {
     pub(super) params: Option<Bytes>,
     pub(super) responses: Option<Bytes>,
     pub(super) state: Option<Bytes>,
+    /// Whose credential it came with, where callers have credentials of their own.
+    pub(super) whose: Option<[u8; 32]>,
 }
 
 impl Asked {
+    /// What makes its retry the same request.
+    pub(super) fn digest(&self) -> [u8; 32] {
+        digest(self.method, self.params.as_ref(), self.whose.as_ref())
+    }
+
     /// # Errors
     /// What is wrong with the request, in words for its client.
     pub(super) fn read(message: &Message) -> Result<Asked, &'static str> {
@@ -178,6 +185,7 @@ impl Asked {
             params: message.params.raw.clone(),
             responses: message.params.input_responses.clone(),
             state: message.params.request_state.clone(),
+            whose: None,
         };
         let Some(raw) = &message.params.raw else {
             return Ok(asked);
@@ -256,10 +264,11 @@ fn lower_meta(meta: &str, number: u64) -> Result<Writer, &'static str> {
     Ok(out)
 }
 
-/// What makes two requests the same one: its method and its params without what differs between a try and its retry.
-/// Key order and blanks do not matter.
-pub(super) fn digest(method: Method, params: Option<&Bytes>) -> [u8; 32] {
+/// What makes two requests the same one: its method and its params without what differs between a try and its retry, and
+/// whose credential it came with. Key order and blanks do not matter.
+fn digest(method: Method, params: Option<&Bytes>, whose: Option<&[u8; 32]>) -> [u8; 32] {
     let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+    hash.update(whose.map_or(&[], |whose| whose.as_slice()));
     hash.update(method.as_str().as_bytes());
     let params = params.and_then(|raw| serde_json::from_slice::<serde_json::Value>(raw).ok());
     if let Some(serde_json::Value::Object(mut members)) = params {
@@ -377,13 +386,14 @@ mod tests {
 
     #[test]
     fn a_retry_is_the_same_request_and_another_one_is_not() {
-        let of = |params: &str| digest(Method::ToolsCall, Some(&Bytes::copy_from_slice(params.as_bytes())));
+        let of = |params: &str| digest(Method::ToolsCall, Some(&Bytes::copy_from_slice(params.as_bytes())), None);
         let first = of(r#"{"name":"t","arguments":{"a":1,"b":[2]},"_meta":{"x":1}}"#);
         assert_eq!(first, of(r#"{ "arguments":{"b":[2],"a":1},"name":"t","inputResponses":{},"requestState":"s"}"#));
         for other in [r#"{"name":"u","arguments":{"a":1,"b":[2]}}"#, r#"{"name":"t","arguments":{"a":1,"b":2}}"#, "{}"]
         {
             assert_ne!(first, of(other), "{other}");
         }
-        assert_ne!(digest(Method::PromptsGet, None), digest(Method::ToolsCall, None));
+        assert_ne!(digest(Method::PromptsGet, None, None), digest(Method::ToolsCall, None, None));
+        assert_ne!(digest(Method::PromptsGet, None, None), digest(Method::PromptsGet, None, Some(&[0; 32])));
     }
 }

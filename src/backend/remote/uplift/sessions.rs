@@ -25,6 +25,8 @@ use crate::credentials::Credential;
 pub(super) struct Key {
     principal: Arc<str>,
     credential: [u8; 32],
+    /// The upstream sees the caller, and what they may do there, in the credential itself.
+    personal: bool,
     abilities: String,
 }
 
@@ -40,7 +42,7 @@ impl Key {
         }
         let mut identity = [0u8; 32];
         identity.iter_mut().zip(digest.finish().as_ref()).for_each(|(to, from)| *to = *from);
-        Key { principal: principal.clone(), credential: identity, abilities }
+        Key { principal: principal.clone(), credential: identity, personal: credential.is_personal(), abilities }
     }
 }
 
@@ -135,11 +137,18 @@ impl Pool {
         Ok(Taken { session, reused: false })
     }
 
-    /// The same caller's sessions under credentials of another time: the upstream takes all of them for one.
+    /// The same caller's sessions under credentials of another time: the upstream takes all of them for one. Credentials
+    /// of the caller's own are renewed without another key: another one is of other rights, and none of its business.
     fn others(&self, key: &Key) -> Vec<Arc<Session>> {
         let slots = self.slots();
+        if key.personal {
+            return Vec::new();
+        }
         let same = slots.iter().filter(|(other, _)| {
-            other.principal == key.principal && other.abilities == key.abilities && other.credential != key.credential
+            other.principal == key.principal
+                && !other.personal
+                && other.abilities == key.abilities
+                && other.credential != key.credential
         });
         // One that is being opened has no listeners yet.
         same.filter_map(|(_, slot)| slot.session.try_lock().ok()?.clone()).collect()
