@@ -120,7 +120,8 @@ impl Desk {
             None => object::member(result, "content").is_none(),
             Some(_) => false,
         };
-        if let Some(tasks) = if listed { self.only(result, "tasks")? } else { None } {
+        let tasks = if listed { self.only(result, "tasks")? } else { None };
+        if let Some(tasks) = tasks {
             if !tasks.get().starts_with('[') {
                 return Err(self.breaks("a list of tasks that is none"));
             }
