@@ -36,6 +36,7 @@ use crate::mcp::quoted;
 use crate::policy;
 use seal::Bound;
 pub(super) use words::NEWS;
+use words::Related;
 
 /// Tasks in one subscription.
 const WATCHED_MAX: usize = 256;
@@ -164,21 +165,26 @@ fn edit<'m>(
     Ok(())
 }
 
-/// A legacy client may say of any message that it is about a task: of the server's, or of one of its own, which stays.
+/// A client may say of any message that it is about a task of the server's: an id of ours becomes the server's, and no
+/// other one gets there. What nobody can answer, a response or a notification, is about no task then.
 fn related<'t>(message: &mut Message, ours: impl Fn(&str) -> Option<seal::Task<'t>>) -> Result<(), Rejection> {
     const RESULT: &str = "\"result\":";
-    if message.era != Era::Legacy {
-        return Ok(());
-    }
     let response = matches!(message.kind, Kind::Response { .. });
     let whole = if response { &message.outcome } else { &message.params.raw };
     let Some(whole) = whole.clone().filter(|whole| words::mentions(whole)) else { return Ok(()) };
     let text = std::str::from_utf8(&whole).map_err(|_| Rejection::Internal)?;
     let object = if response { text.strip_prefix(RESULT) } else { Some(text) };
-    let Some(place) = object.and_then(words::related) else { return Ok(()) };
-    let Some(task) = object::text(place).and_then(|shown| ours(&shown)) else { return Ok(()) };
+    let related = object.map_or(Ok(None), Related::of);
+    let related =
+        related.map_err(|what| Rejection::Message { kind: FaultKind::InvalidParams { what: what.into() } })?;
+    let Some(related) = related else { return Ok(()) };
+    let shown = related.id().unwrap_or_default();
     let mut edits = Edits::of(&whole);
-    edits.replace(place, quoted(&task.id));
+    match ours(&shown) {
+        Some(task) => related.replace(&mut edits, &task.id),
+        None if message.is_request() => return Err(Rejection::UnknownTask { id: shown.into_owned() }),
+        None => related.remove(&mut edits),
+    }
     let edited = Some(edits.finish());
     if response {
         message.outcome = edited

@@ -4,16 +4,30 @@ use std::sync::Arc;
 use std::time::Instant;
 use std::time::SystemTime;
 
+use bytes::Bytes;
+
+use super::Known;
+use super::related;
 use super::seal::Bound;
 use super::seal::Task;
+use super::words::Related;
+use super::words::anew;
 use super::words::mentions;
+use super::words::only;
 use crate::exchange::Request;
 use crate::exchange::RequestId;
 use crate::exchange::Verb;
+use crate::gateway::Rejection;
 use crate::gateway::Sealer;
 use crate::mcp;
 use crate::mcp::Era;
 use crate::mcp::FaultKind;
+use crate::mcp::Id;
+use crate::mcp::Kind;
+use crate::mcp::Message;
+use crate::mcp::Method;
+use crate::mcp::Params;
+use crate::mcp::object::Edits;
 use crate::principal::Claims;
 use crate::principal::Principal;
 use crate::route::Route;
@@ -133,4 +147,100 @@ fn the_id_is_required_and_mirrored() {
     assert!(matches!(asked("{}", r#""taskId":"t","TaskId":"u","#), Err(FaultKind::InvalidParams { .. })));
     assert!(matches!(asked("{}", r#""taskId":"u","#), Err(FaultKind::HeaderMismatch { .. })));
     assert_eq!(asked("{}", r#""taskId":"t","#), Ok(false));
+}
+
+/// This message, `_meta` and all, as the upstream of the task `up-1`, which the client knows as `ours`, would get it.
+fn sent(kind: Kind, era: Era, object: &str) -> Result<String, Rejection> {
+    let response = matches!(kind, Kind::Response { .. });
+    let raw = (!response).then(|| Bytes::from(object.to_owned()));
+    let outcome = response.then(|| Bytes::from(format!("\"result\":{object}")));
+    let params = Params { raw, ..Params::default() };
+    let mut message = Message { kind, method: Some(Method::Ping), era, params, outcome };
+    related(&mut message, |shown| (shown == "ours").then(|| task("up-1")))?;
+    let whole = if response { message.outcome } else { message.params.raw };
+    Ok(String::from_utf8(whole.expect("it is there").to_vec()).expect("UTF-8"))
+}
+
+#[test]
+fn no_id_but_a_sealed_one_reaches_an_upstream_as_what_a_message_is_about() {
+    let id = || Id::from_json("1").expect("an id");
+    let about = |task: &str| format!(r#"{{"a":1,"_meta":{{"k":2,"io.modelcontextprotocol/related-task":{task}}}}}"#);
+    for era in [Era::Legacy, Era::Modern] {
+        for kind in [Kind::Request { id: id() }, Kind::Notification, Kind::Response { id: id() }] {
+            let good = sent(kind, era, &about(r#"{"taskId":"ours"}"#)).expect("ours");
+            assert!(good.ends_with(&about(r#"{"taskId":"up-1"}"#)), "{good}");
+        }
+        for (foreign, shown) in
+            [(r#"{"taskId":"up-1"}"#, "up-1"), (r#"{"taskId":7}"#, ""), (r#""up-1""#, ""), ("{}", "")]
+        {
+            let refused = sent(Kind::Request { id: id() }, era, &about(foreign));
+            let Err(rejection @ Rejection::UnknownTask { .. }) = refused else { panic!("{foreign}: {refused:?}") };
+            assert_eq!(rejection.words(), format!("Unknown task: {shown}"));
+            assert_eq!(rejection.facts(Some(era)).code, -32602);
+            for kind in [Kind::Notification, Kind::Response { id: id() }] {
+                let bare = sent(kind, era, &about(foreign)).expect("nobody can be answered");
+                assert!(bare.ends_with(r#"{"a":1,"_meta":{"k":2}}"#), "{bare}");
+            }
+        }
+        for twice in [
+            about(r#"{"taskId":"up-1","taskId":"ours"}"#),
+            about(r#"{"taskId":"up-1"},"io.modelcontextprotocol\u002frelated-task":{"taskId":"ours"}"#),
+        ] {
+            for kind in [Kind::Request { id: id() }, Kind::Notification, Kind::Response { id: id() }] {
+                let refused = sent(kind, era, &twice);
+                assert!(matches!(refused, Err(Rejection::Message { .. })), "{twice}: {refused:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_member_that_two_readers_could_take_for_two_things_is_not_read() {
+    let found = |object, name| only(object, name).map(|value| value.map(|value| value.get().to_owned()));
+    assert_eq!(found(r#"{"b":{"a":1},"a":2,"b\u0062":3}"#, "a"), Ok(Some("2".to_owned())));
+    assert_eq!(found(r#"{"b":{"a":1}}"#, "a"), Ok(None));
+    assert_eq!(found(r#"[{"a":1}]"#, "a"), Ok(None));
+    for bad in [r#"{"a":1,"a":1}"#, r#"{"a":1,"\u0061":2}"#, r#"{"\ud800":1,"a":2}"#] {
+        assert!(found(bad, "a").is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn what_a_result_is_about_is_replaced_or_goes_and_the_rest_stays() {
+    let whole = Bytes::from_static(
+        br#"{"x": 1.0, "_meta":{"k":[1, 2],"io.modelcontextprotocol/related-task":{"taskId":"up-1"}}, "y":2}"#,
+    );
+    let related = Related::of(std::str::from_utf8(&whole).expect("text")).expect("read").expect("it is about one");
+    assert_eq!(related.id().as_deref(), Some("up-1"));
+    let mut edits = Edits::of(&whole);
+    related.replace(&mut edits, "ours");
+    let about = br#"{"x": 1.0, "_meta":{"k":[1, 2],"io.modelcontextprotocol/related-task":{"taskId":"ours"}}, "y":2}"#;
+    assert_eq!(&edits.finish()[..], about);
+    let mut edits = Edits::of(&whole);
+    related.remove(&mut edits);
+    assert_eq!(&edits.finish()[..], br#"{"x": 1.0, "_meta":{"k":[1, 2]}, "y":2}"#);
+}
+
+#[test]
+fn an_error_about_a_task_is_written_anew_without_the_upstreams_id() {
+    let known = |id: &str, shown: &str| Known { id: id.into(), shown: shown.into(), tool: "dig".into() };
+    let one = [known("up/1", "ours")];
+    for (error, wanted) in [
+        (
+            r#"{"code":5,"message":"no up\/1","data":{"n":[1.5,null]}}"#,
+            r#"{"code":5,"message":"no ours","data":{"n":[1.5,null]}}"#,
+        ),
+        (r#"{"code":5,"message":"m","task":"up/1","data":"of up\u002f1!"}"#, r#"{"code":5,"message":"m"}"#),
+        (r#"{"code":5,"message":"m","data":[{"up/1":0}]}"#, r#"{"code":5,"message":"m"}"#),
+        (r#"{"code":5,"message":"m","data":{"a":"up/1","a":"x"}}"#, r#"{"code":5,"message":"m","data":{"a":"x"}}"#),
+        (r#"{"code":5,"message":"up/1","message":"m","data":"\ud800up/1"}"#, r#"{"code":5,"message":"m"}"#),
+        (r#"{"code":5}"#, r#"{"code":5,"message":""}"#),
+    ] {
+        assert_eq!(anew(error, 5, &one), wanted, "{error}");
+    }
+    let number = r#"{"code":5,"message":"m","data":{"task":17}}"#;
+    assert_eq!(anew(number, 5, &[known("17", "ours")]), r#"{"code":5,"message":"m"}"#);
+    // What stands for one is not mistaken for another, and the longer of two is meant.
+    let several = [known("1", "a2"), known("2", "b1"), known("21", "c")];
+    assert_eq!(anew(r#"{"code":5,"message":"1, 2, 21"}"#, 5, &several), r#"{"code":5,"message":"a2, b1, c"}"#);
 }

@@ -13,6 +13,7 @@ use super::TaskServer;
 use super::before;
 use super::declaring;
 use crate::harness::AUDIENCE;
+use crate::harness::Answer;
 use crate::harness::Rig;
 use crate::live::lines;
 use crate::live::real;
@@ -180,6 +181,135 @@ async fn no_id_of_the_servers_passes_and_nobody_elses_tasks_are_listed_or_told_o
     let listed = rig.legacy(&lesser, hers.as_deref(), "tasks/list", json!({})).await;
     assert_eq!(listed.body["result"]["tasks"].as_array().map(Vec::len), Some(1), "{}", listed.text);
     assert!(!listed.text.contains("canary"), "{}", listed.text);
+    rig.app.shutdown().await;
+}
+
+/// What a server says to whoever resumes a stream: its tasks are nobody's that the gateway knows of.
+fn replays() -> String {
+    let about = |id: &str| json!({ RELATED: { "taskId": id }, "org.example/k": 1 });
+    let said = |method: &str, params: Value| json!({ "jsonrpc": "2.0", "method": method, "params": params });
+    let result = |result: Value| json!({ "jsonrpc": "2.0", "id": 3, "result": result }).to_string();
+    let mut question =
+        said("elicitation/create", json!({ "message": "m", "requestedSchema": {}, "_meta": about("canary-e") }));
+    question["id"] = json!(9);
+    [
+        result(json!({ "task": task("canary-a") })),
+        result(task("canary-b")),
+        result(json!({ "content": [{ "type": "text", "text": "kept" }], "_meta": about("canary-c") })),
+        said("notifications/message", json!({ "level": "info", "data": "lost", "_meta": about("canary-d") })).to_string(),
+        question.to_string(),
+        r#"{"jsonrpc":"2.0","id":3,"result":{"content":[],"_meta":{"io.modelcontextprotocol/related-task":{"taskId":"canary-f","taskId":"x"}}}}"#.to_owned(),
+        result(json!({ "tasks": { "0": task("canary-g") } })),
+        said("notifications/message", json!({ "level": "info", "data": "the last of the tasks" })).to_string(),
+    ]
+    .iter()
+    .enumerate()
+    .map(|(n, data)| format!("id: {n}\ndata: {data}\n\n"))
+    .collect()
+}
+
+/// A legacy server that answers a call by what its argument `say` says, and every cancelling by an error.
+async fn careless() -> Scripted {
+    let bare = |status: StatusCode| Response::builder().status(status).body(Body::empty()).unwrap();
+    Scripted::start(move |method, _, message| {
+        let params = &message["params"];
+        let error = |error: Value| scripted::plain(json!({ "jsonrpc": "2.0", "id": message["id"], "error": error }));
+        match (method.as_str(), message["method"].as_str()) {
+            ("GET", _) => scripted::events(replays()),
+            (_, Some("initialize")) => {
+                let capabilities = json!({ "tools": {}, "tasks": { "requests": { "tools": { "call": {} } } } });
+                let hello = json!({ "protocolVersion": "2025-11-25", "capabilities": capabilities, "serverInfo": { "name": "s", "version": "1" } });
+                let mut response = scripted::result(message, hello);
+                response.headers_mut().insert("mcp-session-id", "s".parse().unwrap());
+                response
+            }
+            (_, Some("tools/list")) => scripted::result(message, json!({ "tools": scripted::two_tools()["tools"] })),
+            (_, Some("tools/call")) => {
+                let said = params["arguments"]["say"].as_str().unwrap();
+                let text = format!(r#"{{"jsonrpc":"2.0","id":{},"result":{said}}}"#, message["id"]);
+                Response::builder().header("content-type", "application/json").body(Body::from(text)).unwrap()
+            }
+            (_, Some("tasks/cancel")) => {
+                let id = params["taskId"].as_str().unwrap();
+                error(json!({ "code": -32602, "message": format!("{id} has ended"), "data": { "of": [id] }, "id": id }))
+            }
+            _ => bare(StatusCode::ACCEPTED),
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resumed_stream_says_nothing_of_tasks_that_are_not_known_to_be_the_callers() {
+    let server = careless().await;
+    let rig = before_gossip(&server).await;
+    let token = rig.viewer();
+    let session = rig.session(&token).await.unwrap();
+    let request = rig.client.get(rig.url()).bearer_auth(&token).header("accept", "text/event-stream");
+    let request = request.header("mcp-session-id", &session).header("last-event-id", "8");
+    let answer = Answer::of(request.send().await.unwrap()).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    assert!(!answer.text.contains("canary") && !answer.text.contains("lost"), "{}", answer.text);
+    let data = answer.text.lines().filter_map(|line| line.strip_prefix("data:"));
+    let seen: Vec<Value> = data.filter_map(|data| serde_json::from_str(data).ok()).collect();
+    assert_eq!(seen.len(), 2, "{}", answer.text);
+    assert_eq!(seen[0]["result"]["content"][0]["text"], "kept");
+    assert_eq!(seen[0]["result"]["_meta"], json!({ "org.example/k": 1 }), "it is about no task");
+    assert_eq!(seen[1]["params"]["data"], "the last of the tasks");
+    rig.app.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_legacy_answer_with_a_task_that_cannot_be_shown_is_refused() {
+    let server = careless().await;
+    let rig = before_gossip(&server).await;
+    let token = rig.viewer();
+    let session = rig.session(&token).await;
+    let session = session.as_deref();
+    let call = async |augmented: bool, say: &str| {
+        let mut params = json!({ "name": "look", "arguments": { "say": say } });
+        if augmented {
+            params["task"] = json!({});
+        }
+        rig.legacy(&token, session, "tools/call", params).await
+    };
+    for (augmented, say) in [
+        (false, r#"{"task":{"taskId":"canary-1","status":"working"}}"#),
+        (false, r#"{"t\u0061sk":{}}"#),
+        (false, r#"{"content":[],"taskId":"canary-1"}"#),
+        (true, r#"{"content":[],"taskId":"canary-1"}"#),
+        (true, r#"{"task":{"status":"working"}}"#),
+        (true, r#"{"task":{"taskId":7}}"#),
+        (true, r#"{"task":{"taskId":"canary-1","taskId":"canary-2"}}"#),
+        (true, r#"{"task":{"taskId":"canary-1"},"task":{"taskId":"canary-2"}}"#),
+        (true, r#"{"task":{"taskId":"canary-1"},"taskId":7}"#),
+    ] {
+        let answer = call(augmented, say).await;
+        assert_eq!(answer.status, 502, "{augmented} {say}: {}", answer.text);
+        assert!(!answer.text.contains("canary"), "{say}: {}", answer.text);
+    }
+    let about = format!(
+        r#"{{"content":[{{"type":"text","text":"x"}}],"_meta":{{"{RELATED}":{{"taskId":"canary-of-others"}}}}}}"#
+    );
+    for augmented in [false, true] {
+        let answer = call(augmented, &about).await;
+        assert_eq!(answer.result_text(), "x", "{}", answer.text);
+        assert_eq!(answer.body["result"]["_meta"], json!({}));
+    }
+
+    let begun = call(true, r#"{"task":{"taskId":"canary-1","status":"working"}}"#).await;
+    let id = begun.body["result"]["task"]["taskId"].as_str().unwrap_or_else(|| panic!("{}", begun.text));
+    assert!(!begun.text.contains("canary"), "{}", begun.text);
+    let cancelled = rig.legacy(&token, session, "tasks/cancel", json!({ "taskId": id })).await;
+    let wanted = json!({ "code": -32602, "message": format!("{id} has ended") });
+    assert_eq!(cancelled.body["error"], wanted, "{}", cancelled.text);
+
+    // Nor does a client get one of the server's ids across.
+    let params =
+        json!({ "name": "look", "arguments": { "say": "{}" }, "_meta": { RELATED: { "taskId": "canary-1" } } });
+    let foreign = rig.legacy(&token, session, "tools/call", params).await;
+    assert_eq!((foreign.status, foreign.code()), (200, Some(-32602)), "{}", foreign.text);
+    assert_eq!(foreign.body["error"]["message"], "Unknown task: canary-1");
     rig.app.shutdown().await;
 }
 
