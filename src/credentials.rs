@@ -20,8 +20,10 @@ use std::time::Instant;
 
 use http::HeaderName;
 use http::header::AUTHORIZATION;
+use ring::digest;
 
 use crate::policy::Permit;
+use crate::principal::Principal;
 use crate::secret::Secret;
 use assertion::Caller;
 use mint::Lease;
@@ -42,10 +44,24 @@ pub use config::Proof;
 #[derive(Debug)]
 pub struct Credential {
     header: Option<Arc<(HeaderName, Secret)>>,
-    lease: Option<Lease>,
+    origin: Origin,
+}
+
+/// Whose a credential is, and whether there can be another one.
+#[derive(Clone, Debug)]
+enum Origin {
+    /// The gateway's, as configured.
+    Fixed,
+    /// The caller's own token: only they have another one. With the print of whose it is.
+    Forwarded([u8; 32]),
+    Leased(Lease),
 }
 
 impl Credential {
+    fn fixed(header: Option<Arc<(HeaderName, Secret)>>) -> Credential {
+        Credential { header, origin: Origin::Fixed }
+    }
+
     /// The header to send, if any.
     pub fn header(&self) -> Option<&(HeaderName, Secret)> {
         self.header.as_deref()
@@ -53,18 +69,28 @@ impl Credential {
 
     /// Is it one caller's, and no other's?
     pub fn is_personal(&self) -> bool {
-        self.lease.as_ref().is_some_and(Lease::is_personal)
+        match &self.origin {
+            Origin::Fixed => false,
+            Origin::Forwarded(_) => true,
+            Origin::Leased(lease) => lease.is_personal(),
+        }
     }
 
     /// Names whose it is rather than what it is: the same before and after it was renewed. `None` for a fixed one.
     pub fn identity(&self) -> Option<[u8; 32]> {
-        self.lease.as_ref().map(Lease::identity)
+        match &self.origin {
+            Origin::Fixed => None,
+            Origin::Forwarded(print) => Some(*print),
+            Origin::Leased(lease) => Some(lease.identity()),
+        }
     }
 
     /// A second one like it, to be renewed if the upstream refuses the first. `None`: renewing would change nothing.
     pub fn spare(&self) -> Option<Credential> {
-        let lease = self.lease.clone().filter(Lease::is_renewable)?;
-        Some(Credential { header: self.header.clone(), lease: Some(lease) })
+        match &self.origin {
+            Origin::Leased(_) => Some(Credential { header: self.header.clone(), origin: self.origin.clone() }),
+            Origin::Fixed | Origin::Forwarded(_) => None,
+        }
     }
 
     /// The upstream refused it: forget the token and get another one. `claims`: what the upstream asks for (JSON).
@@ -72,9 +98,9 @@ impl Credential {
     /// # Errors
     /// When there is none to be had.
     pub async fn renewed(self, claims: Option<&str>, deadline: Instant) -> Result<Credential, Error> {
-        match (self.header, self.lease) {
-            (Some(refused), Some(lease)) => lease.renewed(&refused, claims, deadline).await,
-            (header, lease) => Ok(Credential { header, lease }),
+        match (self.header, self.origin) {
+            (Some(refused), Origin::Leased(lease)) => lease.renewed(&refused, claims, deadline).await,
+            (header, origin) => Ok(Credential { header, origin }),
         }
     }
 
@@ -82,15 +108,13 @@ impl Credential {
     /// there is one, else this caller's.
     pub fn for_catalog(&self) -> impl Future<Output = Result<Credential, Error>> + Send + 'static {
         const OWN_TIMEOUT: Duration = Duration::from_secs(10);
-        let (header, lease) = (self.header.clone(), self.lease.clone());
+        let (header, origin) = (self.header.clone(), self.origin.clone());
         async move {
-            match &lease {
-                Some(lease) => match lease.own(Instant::now() + OWN_TIMEOUT).await? {
-                    Some(own) => Ok(own),
-                    None => Ok(Credential { header, lease: Some(lease.clone()) }),
-                },
-                None => Ok(Credential { header, lease: None }),
-            }
+            let own = match &origin {
+                Origin::Leased(lease) => lease.own(Instant::now() + OWN_TIMEOUT).await?,
+                Origin::Fixed | Origin::Forwarded(_) => None,
+            };
+            Ok(own.unwrap_or(Credential { header, origin }))
         }
     }
 }
@@ -187,7 +211,7 @@ impl Source {
     /// When it cannot be had; there is no other then.
     pub async fn obtain(&self, permit: &Permit, deadline: Instant) -> Result<Credential, Error> {
         match &self.way {
-            Way::Fixed(header) => Ok(Credential { header: header.clone(), lease: None }),
+            Way::Fixed(header) => Ok(Credential::fixed(header.clone())),
             Way::Forward => self.forwarded(permit),
             Way::Minted(mint) => mint.lease(permit.caller()).map_err(|why| self.error(why))?.obtain(deadline).await,
         }
@@ -199,7 +223,7 @@ impl Source {
     /// When it cannot be had.
     pub async fn own(&self, deadline: Instant) -> Result<Option<Credential>, Error> {
         match &self.way {
-            Way::Fixed(header) => Ok(Some(Credential { header: header.clone(), lease: None })),
+            Way::Fixed(header) => Ok(Some(Credential::fixed(header.clone()))),
             Way::Forward => Ok(None),
             Way::Minted(mint) => mint.own(deadline).await,
         }
@@ -214,10 +238,14 @@ impl Source {
     }
 
     fn forwarded(&self, permit: &Permit) -> Result<Credential, Error> {
-        let caller = permit.caller().and_then(|caller| caller.assertion()).and_then(Caller::open);
-        let caller = caller.ok_or_else(|| self.error(Why::UserRequired { what: assertion::NO_TOKEN }))?;
-        let header = Some(Arc::new((AUTHORIZATION, caller.bearer())));
-        Ok(Credential { header, lease: None })
+        let caller = permit.caller();
+        let token = caller.and_then(Principal::assertion).and_then(Caller::open);
+        let (Some(caller), Some(token)) = (caller, token) else {
+            return Err(self.error(Why::UserRequired { what: assertion::NO_TOKEN }));
+        };
+        let header = Some(Arc::new((AUTHORIZATION, token.bearer())));
+        let print = identity_print(&self.backend, caller.key(), caller.authority());
+        Ok(Credential { header, origin: Origin::Forwarded(print) })
     }
 
     fn error(&self, why: Why) -> Error {
@@ -231,5 +259,17 @@ pub fn own(config: &Config) -> Credential {
         Config::Static { header, value } => Some(Arc::new((header.clone(), value.clone()))),
         Config::None | Config::Forward { .. } | Config::Minted(_) => None,
     };
-    Credential { header, lease: None }
+    Credential::fixed(header)
+}
+
+/// Names whose a credential is at a backend, with which rights.
+fn identity_print(backend: &str, owner: &str, authority: u128) -> [u8; 32] {
+    let mut digest = digest::Context::new(&digest::SHA256);
+    digest.update(backend.as_bytes());
+    digest.update(b"\0");
+    digest.update(owner.as_bytes());
+    digest.update(&authority.to_le_bytes());
+    let mut print = [0; 32];
+    print.iter_mut().zip(digest.finish().as_ref()).for_each(|(to, from)| *to = *from);
+    print
 }

@@ -47,6 +47,10 @@ pub use subject::Subject;
 
 /// Verified tokens kept, so that a signature is checked once and not per call.
 const TOKENS_MAX: u64 = 100_000;
+const TOKENS_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// What a verified token weighs at least, so that there are never more than `TOKENS_MAX`.
+const TOKEN_WEIGHT_MIN: u64 = TOKENS_BYTES_MAX.div_ceil(TOKENS_MAX);
 
 /// Client certificates whose rule has been found.
 const CERTIFICATES_MAX: u64 = 10_000;
@@ -349,7 +353,7 @@ impl Identity {
             anonymous,
             assertions: config.assertions,
             replays: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.replays)),
-            tokens: Cache::builder().max_capacity(TOKENS_MAX).expire_after(jwt::UntilExpiry).build(),
+            tokens: tokens(),
             named: Cache::new(CERTIFICATES_MAX),
         })
     }
@@ -529,6 +533,14 @@ impl Identity {
         self.named.insert(key, principal.clone());
         principal
     }
+}
+
+/// Verified tokens: bounded in number, and in bytes for those with hundreds of groups.
+fn tokens() -> Cache<TokenKey, Arc<jwt::Verified>> {
+    let weight = |_: &TokenKey, verified: &Arc<jwt::Verified>| {
+        u32::try_from((verified.bytes() as u64).max(TOKEN_WEIGHT_MIN)).unwrap_or(u32::MAX)
+    };
+    Cache::builder().max_capacity(TOKENS_BYTES_MAX).weigher(weight).expire_after(jwt::UntilExpiry).build()
 }
 
 /// What was expected, for a refusal: public configuration, never a piece of the token.

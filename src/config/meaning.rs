@@ -49,6 +49,7 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
     }
     let backends = backend::backends(book, &root, file.backends);
     credential::check_forwarded(book, &root, &backends, &identity);
+    credential::check_tenants(book, &root, &backends, &identity);
     identity.assertions = backends.iter().any(|backend| backend.credential.needs_callers());
     let routes = route::routes(book, &root, file.routes, &backends);
     identity.hosts = routes.routes.iter().filter_map(|route| route.host.clone()).collect();

@@ -130,7 +130,8 @@ fn success(body: &[u8]) -> Option<Issued> {
     let text = token.expose();
     let good = (1..=TOKEN_BYTES_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
     let lifetime = success.expires_in.map_or(LIFETIME_UNSAID, |seconds| seconds.0).min(LIFETIME_MAX);
-    (bearer && good).then(|| Issued { lifetime, renew_in: success.refresh_in.map(|seconds| seconds.0), token })
+    let renew_in = success.refresh_in.map(|seconds| seconds.0.min(LIFETIME_MAX));
+    (bearer && good).then_some(Issued { token, lifetime, renew_in })
 }
 
 impl Failure {
@@ -275,6 +276,13 @@ mod tests {
         let good = good.expect("a token");
         assert_eq!((good.token.expose(), good.lifetime), ("t", Duration::from_secs(3599)));
         assert_eq!(good.renew_in, Some(Duration::from_secs(1800)));
+        let endless = answered(
+            200,
+            r#"{"access_token":"t","expires_in":99999999999,"refresh_in":"18446744073709551615"}"#,
+            &obo(),
+        );
+        let endless = endless.ok().map(|token| (token.lifetime, token.renew_in));
+        assert_eq!(endless, Some((LIFETIME_MAX, Some(LIFETIME_MAX))));
         assert_eq!(answered(200, r#"{"access_token":"t"}"#, &obo()).ok().map(|t| t.lifetime), Some(LIFETIME_UNSAID));
         for bad in [
             r#"{"access_token":"t","token_type":"N_A"}"#,

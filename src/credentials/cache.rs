@@ -7,7 +7,6 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
-use std::time::SystemTime;
 
 use http::HeaderName;
 use ring::rand::SecureRandom;
@@ -20,6 +19,13 @@ use crate::secret::Secret;
 
 /// Of one backend.
 const TOKENS_MAX: u64 = 50_000;
+const TOKENS_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// What a token weighs at least, so that there are never more than `TOKENS_MAX`.
+const TOKEN_WEIGHT_MIN: u64 = TOKENS_BYTES_MAX.div_ceil(TOKENS_MAX);
+
+/// What it takes to remember a token, besides the texts.
+const ENTRY_BYTES: usize = 512;
 
 /// A token is renewed when this much of its life is left, or a quarter of it if that is less; a fifth more or less, so
 /// that tokens that came together do not go together.
@@ -28,7 +34,7 @@ const LEAD: Duration = Duration::from_secs(5 * 60);
 /// Not used in the last moments: it must still be good when it arrives.
 const MARGIN: Duration = Duration::from_secs(5);
 
-/// How long a refusal is remembered, for this very assertion.
+/// How long a refusal is remembered.
 const REFUSED: Duration = Duration::from_secs(10);
 
 /// How long an outage is, for this very caller; across callers see `Outage`.
@@ -37,24 +43,24 @@ const SILENT: Duration = Duration::from_secs(1);
 /// Between two attempts to renew a token that is still good.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(20);
 
-/// Whom a token is for. What it is for is the same for all tokens of one cache.
+/// Whom a token is for, and what it was got with. What it is for is the same for all tokens of one cache.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(super) struct Key {
     /// [`crate::principal::Principal::key`], or the desk of the gateway itself.
     pub(super) owner: Arc<str>,
     /// [`crate::principal::Principal::authority`].
     pub(super) authority: u128,
+    /// Digest of the assertion; `None` for the gateway itself. How strongly the user signed in shows only there: what a
+    /// session with a second factor was given is not for another session of the same user.
+    pub(super) assertion: Option<[u8; 32]>,
 }
 
 /// What came of an exchange.
 pub(super) struct Kept {
     outcome: Result<Arc<(HeaderName, Secret)>, Why>,
-    /// Digest of the assertion; `None` for the gateway itself.
-    assertion: Option<[u8; 32]>,
     until: Instant,
-    /// It could have lasted longer had the assertion.
-    cut: Option<SystemTime>,
-    renew_at: Instant,
+    /// `None` where another one would not last longer: the assertion ends first.
+    renew_at: Option<Instant>,
     renewing: AtomicBool,
     tried: std::sync::Mutex<Option<Instant>>,
     /// Of the cache when the exchange began.
@@ -63,59 +69,42 @@ pub(super) struct Kept {
 
 impl Kept {
     /// `left`: of the assertion's life.
-    pub(super) fn new(
-        issued: Result<Issued, Why>,
-        began: Instant,
-        left: Option<Duration>,
-        assertion: Option<[u8; 32]>,
-        epoch: u64,
-    ) -> Kept {
+    pub(super) fn new(issued: Result<Issued, Why>, began: Instant, left: Option<Duration>, epoch: u64) -> Kept {
         let now = Instant::now();
-        let (outcome, until, renew_at, cut) = match issued {
+        let (outcome, until, renew_at) = match issued {
             Ok(Issued { token, lifetime, renew_in }) => {
-                let own = began + lifetime.saturating_sub(MARGIN.min(lifetime / 4));
-                let end = left.map_or(own, |left| own.min(now + left));
-                let cut = (end < own).then(|| SystemTime::now() + left.unwrap_or_default());
+                // What is too far off to be a time is no bound, or none to wait for.
+                let own = began.checked_add(lifetime.saturating_sub(MARGIN.min(lifetime / 4))).unwrap_or(now);
+                let end = left.and_then(|left| now.checked_add(left)).map_or(own, |end| own.min(end));
                 let lasts = end.saturating_duration_since(began);
-                let early = began + lasts.saturating_sub(jittered(LEAD.min(lasts / 4)));
-                let asked = renew_in.map(|renew_in| began + jittered(renew_in));
-                (Ok(mint::header(&token)), end, asked.map_or(early, |asked| asked.min(early)), cut)
+                let early = began.checked_add(lasts.saturating_sub(jittered(LEAD.min(lasts / 4)))).unwrap_or(end);
+                let asked = renew_in.and_then(|renew_in| began.checked_add(jittered(renew_in.min(lifetime))));
+                let renew_at = asked.map_or(early, |asked| asked.min(early));
+                (Ok(mint::header(&token)), end, (end == own).then_some(renew_at))
             }
             Err(why) => {
                 let pause = if matches!(why, Why::Unavailable { .. }) { SILENT } else { REFUSED };
-                (Err(why), now + pause, now + pause, None)
+                (Err(why), now + pause, None)
             }
         };
-        Kept {
-            outcome,
-            assertion,
-            until,
-            cut,
-            renew_at,
-            renewing: AtomicBool::new(false),
-            tried: std::sync::Mutex::new(None),
-            epoch,
-        }
+        Kept { outcome, until, renew_at, renewing: AtomicBool::new(false), tried: std::sync::Mutex::new(None), epoch }
     }
 
     pub(super) fn header(&self) -> Result<Arc<(HeaderName, Secret)>, Why> {
         self.outcome.clone()
     }
 
-    /// Good for this assertion now? A refusal holds for the very assertion that was refused.
-    fn holds(&self, assertion: Option<[u8; 32]>, epoch: u64) -> bool {
-        let meant = self.outcome.is_ok() || self.assertion == assertion;
-        meant && self.epoch == epoch && Instant::now() < self.until
+    /// Good now?
+    fn holds(&self, epoch: u64) -> bool {
+        self.epoch == epoch && Instant::now() < self.until
     }
 
-    /// Is it time, and would this assertion give a token that lasts longer?
-    pub(super) fn wants_renewal(&self, assertion_expires: Option<SystemTime>) -> bool {
-        if self.outcome.is_err() || self.renewing.load(Ordering::Relaxed) {
+    /// Is it time, and would another one last longer?
+    pub(super) fn wants_renewal(&self) -> bool {
+        if self.renewing.load(Ordering::Relaxed) {
             return false;
         }
-        // Where the assertion ends before the token only a later assertion helps.
-        let helps = self.cut.is_none_or(|cut| assertion_expires.is_none_or(|expires| expires > cut + MARGIN));
-        let due = helps && Instant::now() >= self.renew_at;
+        let due = self.renew_at.is_some_and(|at| Instant::now() >= at);
         let tried = self.tried.lock().ok().and_then(|tried| *tried);
         due && tried.is_none_or(|at| at.elapsed() >= RENEWAL_PAUSE)
     }
@@ -131,6 +120,19 @@ impl Kept {
         }
         self.renewing.store(false, Ordering::Relaxed);
     }
+
+    fn bytes(&self) -> usize {
+        match &self.outcome {
+            Ok(header) => header.1.expose().len(),
+            Err(Why::Interaction { claims: Some(claims) }) => claims.len(),
+            Err(_) => 0,
+        }
+    }
+}
+
+fn weight(key: &Key, kept: &Kept) -> u32 {
+    let bytes = (ENTRY_BYTES + key.owner.len() + kept.bytes()) as u64;
+    u32::try_from(bytes.max(TOKEN_WEIGHT_MIN)).unwrap_or(u32::MAX)
 }
 
 /// A fifth more or less.
@@ -163,7 +165,11 @@ pub(super) struct Cache {
 
 impl Cache {
     pub(super) fn new() -> Cache {
-        let kept = moka::future::Cache::builder().max_capacity(TOKENS_MAX).expire_after(UntilEnd).build();
+        let kept = moka::future::Cache::builder()
+            .max_capacity(TOKENS_BYTES_MAX)
+            .weigher(|key, kept: &Arc<Kept>| weight(key, kept))
+            .expire_after(UntilEnd)
+            .build();
         Cache { kept, epoch: AtomicU64::new(0) }
     }
 
@@ -171,31 +177,24 @@ impl Cache {
         self.epoch.load(Ordering::Acquire)
     }
 
-    pub(super) async fn get(&self, key: &Key, assertion: Option<[u8; 32]>) -> Option<Arc<Kept>> {
+    pub(super) async fn get(&self, key: &Key) -> Option<Arc<Kept>> {
         let kept = self.kept.get(key).await?;
-        kept.holds(assertion, self.epoch()).then_some(kept)
+        kept.holds(self.epoch()).then_some(kept)
     }
 
     /// What is kept, unless it is the refused one; else what the exchange gives. One exchange for all who wait.
     pub(super) async fn or_exchange<F: Future<Output = Kept>>(
         &self,
         key: &Key,
-        assertion: Option<[u8; 32]>,
         refused: Option<&Arc<(HeaderName, Secret)>>,
-        exchange: impl Fn() -> F,
+        exchange: impl FnOnce() -> F,
     ) -> Arc<Kept> {
         let is_refused = |kept: &Kept| {
             refused.is_some_and(|refused| kept.outcome.as_ref().is_ok_and(|kept| Arc::ptr_eq(kept, refused)))
         };
-        let stale = |kept: &Arc<Kept>| !kept.holds(assertion, self.epoch()) || is_refused(kept);
+        let stale = |kept: &Arc<Kept>| !kept.holds(self.epoch()) || is_refused(kept);
         let entry = self.kept.entry_by_ref(key);
-        let kept = entry.or_insert_with_if(async { Arc::new(exchange().await) }, stale).await.into_value();
-        if stale(&kept) && !is_refused(&kept) && kept.assertion != assertion {
-            // It was waited for together with another assertion, which was refused. Now for this one.
-            let entry = self.kept.entry_by_ref(key);
-            return entry.or_insert_with_if(async { Arc::new(exchange().await) }, stale).await.into_value();
-        }
-        kept
+        entry.or_insert_with_if(async { Arc::new(exchange().await) }, stale).await.into_value()
     }
 
     /// Puts a renewed token in the old one's place, unless that is gone.
@@ -212,5 +211,45 @@ impl Cache {
         let count = self.kept.iter().count() as u64;
         self.kept.invalidate_all();
         count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(token: &str, renew_in: Option<Duration>, left: Option<Duration>) -> Kept {
+        let issued = Issued { token: Secret::new(token), lifetime: Duration::from_secs(3600), renew_in };
+        Kept::new(Ok(issued), Instant::now(), left, 0)
+    }
+
+    #[test]
+    fn a_time_too_far_off_is_no_bound_and_no_panic() {
+        let kept = kept("t", Some(Duration::MAX), Some(Duration::MAX));
+        let left = kept.until.saturating_duration_since(Instant::now());
+        assert!(left <= Duration::from_secs(3600) && left > Duration::from_secs(3500), "{left:?}");
+        assert!(kept.renew_at.is_some_and(|at| at < kept.until));
+    }
+
+    #[test]
+    fn a_token_that_ends_with_its_assertion_is_not_renewed_with_it() {
+        let due = Some(Duration::ZERO);
+        assert!(kept("t", due, Some(Duration::from_secs(7200))).wants_renewal());
+        assert!(!kept("t", due, Some(Duration::from_secs(60))).wants_renewal());
+    }
+
+    #[tokio::test]
+    async fn tokens_are_bounded_by_their_bytes_and_by_their_number() {
+        let key = |number: u32| Key { owner: number.to_string().into(), authority: 0, assertion: None };
+        assert!(u64::from(weight(&key(1), &kept("t", None, None))) * TOKENS_MAX <= TOKENS_BYTES_MAX + TOKENS_MAX);
+        assert!(u64::from(weight(&key(1), &kept("t", None, None))) * (TOKENS_MAX + 1) > TOKENS_BYTES_MAX);
+        let cache = Cache::new();
+        let long = "x".repeat(64 * 1024);
+        for number in 0..1200 {
+            cache.or_exchange(&key(number), None, async || kept(&long, None, None)).await;
+        }
+        cache.kept.run_pending_tasks().await;
+        assert!(cache.kept.weighted_size() <= TOKENS_BYTES_MAX);
+        assert!((900..1024).contains(&cache.kept.entry_count()), "{}", cache.kept.entry_count());
     }
 }

@@ -1,4 +1,4 @@
-//! `Mint`: where tokens are got: one exchange per caller at a time, remembered, renewed before they expire.
+//! `Mint`: where tokens are got: one exchange per caller's token at a time, remembered, renewed before they expire.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -12,7 +12,6 @@ use std::time::SystemTime;
 use futures_util::future::BoxFuture;
 use http::HeaderName;
 use http::header::AUTHORIZATION;
-use ring::digest;
 use tokio::sync::Semaphore;
 use url::Url;
 
@@ -21,6 +20,7 @@ use super::Error;
 use super::Grant;
 use super::Invalid;
 use super::Minted;
+use super::Origin;
 use super::Place;
 use super::Source;
 use super::Why;
@@ -37,6 +37,7 @@ use super::client::Signer;
 use super::managed::Managed;
 use crate::fetch::Fetch;
 use crate::fetch::Reach;
+use crate::identity::entra::is_id;
 use crate::principal::Assertion;
 use crate::principal::Kind;
 use crate::principal::Principal;
@@ -115,10 +116,11 @@ impl Mint {
     /// Where it is clear already that there can be none.
     pub(super) fn lease(self: &Arc<Self>, caller: Option<&Principal>) -> Result<Lease, Why> {
         let tenant = caller.and_then(|caller| caller.tenant.as_deref());
-        let desk = tenant.filter(|tenant| self.desks.contains_key(*tenant)).unwrap_or("");
+        let desk = tenant.map_or(&self.desk, |tenant| self.desk_of(tenant));
         if !self.grant.is_personal() {
-            let name = self.desk(desk).name.clone();
-            return Ok(Lease { mint: self.clone(), key: Key { owner: name, authority: 0 }, assertion: None });
+            let name = desk.name.clone();
+            let key = Key { owner: name, authority: 0, assertion: None };
+            return Ok(Lease { mint: self.clone(), key, assertion: None });
         }
         let no_token = Why::UserRequired { what: assertion::NO_TOKEN };
         let (Some(caller), Some(sealed)) = (caller, caller.and_then(Principal::assertion)) else {
@@ -128,13 +130,12 @@ impl Mint {
         if caller.kind == Kind::Service && matches!(self.grant, Grant::OnBehalfOf { .. }) {
             return Err(Why::UserRequired { what: assertion::NO_USER });
         }
-        if Caller::open(sealed).is_none() {
-            return Err(no_token);
-        }
+        let assertion = Some(Caller::open(sealed).ok_or(no_token)?.digest());
         // The authority is a digest of issuer, tenant, subject, client, actor, scopes, roles, groups: a token with fewer
-        // rights is never served with what one with more rights was exchanged for.
-        let key = Key { owner: caller.key().clone(), authority: caller.authority() };
-        Ok(Lease { mint: self.clone(), key, assertion: Some((sealed.clone(), self.desk(desk).name.clone())) })
+        // rights is never served with what one with more rights was exchanged for. Nor is one token with what another
+        // one was exchanged for: what the provider knows of a session (a second factor, a device) is not in the authority.
+        let key = Key { owner: caller.key().clone(), authority: caller.authority(), assertion };
+        Ok(Lease { mint: self.clone(), key, assertion: Some((sealed.clone(), desk.name.clone())) })
     }
 
     pub(super) async fn own(self: &Arc<Self>, deadline: Instant) -> Result<Option<Credential>, Error> {
@@ -156,6 +157,16 @@ impl Mint {
         self.cache.clear() + self.discovery.as_ref().map_or(0, |source| source.clear())
     }
 
+    /// A tenant's own desk, or the one for all. Ids are configured in lower case; not every issuer writes them so.
+    fn desk_of(&self, tenant: &str) -> &Desk {
+        if self.desks.is_empty() {
+            return &self.desk;
+        }
+        let id = || Some(tenant.to_ascii_lowercase()).filter(|id| is_id(id));
+        let own = self.desks.get(tenant).or_else(|| self.desks.get(&id()?));
+        own.unwrap_or(&self.desk)
+    }
+
     fn desk(&self, name: &str) -> &Desk {
         self.desks.get(name).unwrap_or(&self.desk)
     }
@@ -172,7 +183,7 @@ impl Mint {
         let issued = self.ask(lease.desk(), caller, claims).await;
         let left =
             caller.and_then(Caller::expires_at).map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
-        Kept::new(issued, began, left, caller.map(Caller::digest), epoch)
+        Kept::new(issued, began, left, epoch)
     }
 
     async fn ask(&self, desk: &Desk, caller: Option<&Caller>, claims: Option<&str>) -> Result<Issued, Why> {
@@ -326,19 +337,9 @@ impl Lease {
         self.assertion.is_some()
     }
 
-    pub(super) fn is_renewable(&self) -> bool {
-        true
-    }
-
     pub(super) fn identity(&self) -> [u8; 32] {
-        let mut digest = digest::Context::new(&digest::SHA256);
-        digest.update(self.mint.backend.as_bytes());
-        digest.update(b"\0");
-        digest.update(self.key.owner.as_bytes());
-        digest.update(&self.key.authority.to_le_bytes());
-        let mut print = [0; 32];
-        print.iter_mut().zip(digest.finish().as_ref()).for_each(|(to, from)| *to = *from);
-        print
+        // Without the assertion: who comes with a fresh token of the same rights goes on with the same session.
+        super::identity_print(&self.mint.backend, &self.key.owner, self.key.authority)
     }
 
     pub(super) async fn own(&self, deadline: Instant) -> Result<Option<Credential>, Error> {
@@ -355,9 +356,8 @@ impl Lease {
 
     /// The token that is remembered, or one from an exchange. Single flight.
     pub(super) async fn obtain(self, deadline: Instant) -> Result<Credential, Error> {
-        let digest = self.caller().map(Caller::digest);
-        if let Some(kept) = self.mint.cache.get(&self.key, digest).await {
-            if kept.wants_renewal(self.caller().and_then(Caller::expires_at)) {
+        if let Some(kept) = self.mint.cache.get(&self.key).await {
+            if kept.wants_renewal() {
                 self.clone().renew_early(kept.clone());
             }
             return self.credential(&kept);
@@ -384,9 +384,8 @@ impl Lease {
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Credential, Error>> {
         Box::pin(async move {
-            let digest = self.caller().map(Caller::digest);
             let exchange = || self.mint.exchange(self, claims);
-            let work = self.mint.cache.or_exchange(&self.key, digest, refused, exchange);
+            let work = self.mint.cache.or_exchange(&self.key, refused, exchange);
             let left = deadline.saturating_duration_since(Instant::now());
             match tokio::time::timeout(left, work).await {
                 Ok(kept) => self.credential(&kept),
@@ -397,7 +396,7 @@ impl Lease {
 
     fn credential(&self, kept: &Kept) -> Result<Credential, Error> {
         let header = kept.header().map_err(|why| self.mint.error(why))?;
-        Ok(Credential { header: Some(header), lease: Some(self.clone()) })
+        Ok(Credential { header: Some(header), origin: Origin::Leased(self.clone()) })
     }
 
     /// While the old one is still good nobody waits for the new one.

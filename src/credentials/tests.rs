@@ -141,10 +141,30 @@ async fn nobody_gets_what_another_or_a_token_with_other_rights_was_exchanged_for
     for (name, scope) in [("alice", "read"), ("bob", "read"), ("alice", "write")] {
         assert!(seen.insert(sent(&source, &user(name, scope, Some(TOKEN), HOUR)).await.expect("a token")));
     }
-    // A refreshed token of the same user with the same rights needs no exchange.
-    let again = sent(&source, &user("alice", "read", Some("another.caller.token"), HOUR)).await.expect("a token");
-    assert!(!seen.insert(again));
     assert_eq!(forms.lock().expect("a lock").len(), 3);
+}
+
+/// A session with a second factor is no other session's, though policy sees the same rights in both.
+#[tokio::test]
+async fn each_token_of_one_user_is_exchanged_for_itself_and_once() {
+    const WITH_FACTOR: &str = "another.caller.token";
+    let (url, forms) = endpoint(3600, Duration::from_millis(50)).await;
+    let source = source(&minted(&url, obo()));
+    let (plain, strong) = (user("alice", "read", Some(TOKEN), HOUR), user("alice", "read", Some(WITH_FACTOR), HOUR));
+    assert_eq!((plain.key(), plain.authority()), (strong.key(), strong.authority()));
+    let calls = (0..20).map(|number| sent(&source, if number % 2 == 0 { &plain } else { &strong }));
+    let sent_all = futures_util::future::join_all(calls).await;
+    assert!(sent_all.iter().all(Result::is_ok), "{sent_all:?}");
+    let (of_plain, of_strong) = (sent(&source, &plain).await, sent(&source, &strong).await);
+    assert_ne!(of_plain, of_strong);
+    for (number, sent) in sent_all.into_iter().enumerate() {
+        assert_eq!(&sent, if number % 2 == 0 { &of_plain } else { &of_strong }, "{number}");
+    }
+    let forms = forms.lock().expect("a lock");
+    assert_eq!(forms.len(), 2);
+    for token in [TOKEN, WITH_FACTOR] {
+        assert_eq!(forms.iter().filter(|form| form.contains(&format!("assertion={token}&"))).count(), 1, "{forms:?}");
+    }
 }
 
 #[tokio::test]
@@ -222,6 +242,23 @@ async fn a_forwarded_token_is_the_callers_and_nobody_elses() {
     assert_eq!(sent(&source, &user("alice", "read", Some(TOKEN), HOUR)).await, Ok(format!("Bearer {TOKEN}")));
     assert!(sent(&source, &user("alice", "read", None, HOUR)).await.is_err());
     assert!(source.own(soon()).await.expect("no error").is_none());
+}
+
+#[tokio::test]
+async fn a_forwarded_token_is_personal_and_known_by_whose_it_is_and_not_by_its_text() {
+    let source = source(&Config::Forward { audience: "https://mcp.example.com".into() });
+    let identity = async |name: &str, scope: &str, token: &str| {
+        let credential = source.obtain(&permit(&user(name, scope, Some(token), HOUR)), soon()).await.expect("a token");
+        assert!(credential.is_personal() && credential.spare().is_none());
+        let catalog = credential.for_catalog().await.expect("a credential");
+        assert!(catalog.is_personal() && catalog.identity() == credential.identity());
+        credential.identity().expect("an identity")
+    };
+    let alice = identity("alice", "read", TOKEN).await;
+    assert_eq!(alice, identity("alice", "read", "another.caller.token").await);
+    assert_ne!(alice, identity("bob", "read", TOKEN).await);
+    assert_ne!(alice, identity("alice", "write", TOKEN).await);
+    assert!(!own(&Config::None).is_personal());
 }
 
 #[tokio::test]

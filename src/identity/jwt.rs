@@ -40,6 +40,10 @@ pub(super) const TOKEN_BYTES_MAX: usize = 16 * 1024;
 
 const KID_BYTES_MAX: usize = 256;
 
+/// What it takes to remember a verified token, and each name in its sets, besides the texts.
+const VERIFIED_BYTES: usize = 1024;
+const NAME_BYTES: usize = 48;
+
 /// Clocks that differ more than this must be repaired, not tolerated.
 const LEEWAY_MAX: Duration = Duration::from_secs(60);
 
@@ -176,6 +180,8 @@ pub(super) struct Verified {
     generation: u64,
     /// How long the cache may keep it.
     lasts: Duration,
+    /// Of the token, where it is kept.
+    token_bytes: usize,
 }
 
 impl Verified {
@@ -183,6 +189,18 @@ impl Verified {
     pub(super) fn keep(&mut self, token: &str) {
         let sealed = credentials::assertion(token, self.principal.expires_at());
         self.principal = Arc::new(Principal::clone(&self.principal).bearing(sealed));
+        self.token_bytes = token.len();
+    }
+
+    /// What remembering it takes, roughly.
+    pub(super) fn bytes(&self) -> usize {
+        let claims = &self.principal;
+        let sets = [&claims.scopes, &claims.roles, &claims.groups];
+        let names = sets.into_iter().flatten().map(|name| NAME_BYTES + name.len());
+        // In the claims, and once more in the key.
+        let texts = 2 * (claims.subject.len() + claims.issuer.len() + claims.tenant.as_ref().map_or(0, String::len));
+        let others = [&claims.actor, &claims.client].into_iter().flatten().map(String::len);
+        VERIFIED_BYTES + texts + self.token_bytes + names.sum::<usize>() + others.sum::<usize>()
     }
 
     /// The issuer still has every key it had when the signature was checked.
@@ -275,6 +293,7 @@ pub(super) async fn verify(trust: &Trust, token: &str, request: &Request, mtls: 
         demanded: sender.demanded,
         source: sender.source,
         lasts,
+        token_bytes: 0,
     })
 }
 

@@ -34,7 +34,8 @@ pub(in crate::config) struct Credential {
     pub managed_identity: Option<ManagedIdentity>,
     /// The caller's own token goes on. Only to a server on this machine that has the gateway's audience.
     pub forward: Option<Forward>,
-    /// By tenant of the caller: another token endpoint and client.
+    /// By tenant of the caller, as the token's issuer names it: another token endpoint and client. Ids of tenants are the
+    /// same in lower and upper case.
     pub tenants: Option<BTreeMap<String, TenantPlace>>,
     /// With `on_behalf_of` and `token_exchange`: what the list of tools is asked for with at start and when it is old.
     /// Default: the first caller's credential.

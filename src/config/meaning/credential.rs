@@ -24,6 +24,7 @@ use crate::credentials::Proof;
 use crate::fetch::Reach;
 use crate::identity;
 use crate::identity::entra::Entra;
+use crate::identity::entra::is_id;
 use crate::secret::Secret;
 
 /// A provider answers in less than a second; a caller waits for it.
@@ -131,11 +132,7 @@ fn minted(
     let timeout = book.span(key, "timeout", written.timeout, TIMEOUT);
     let tenants = written.tenants.unwrap_or_default();
     let Some((grant, place)) = aim else { return credentials::Config::None };
-    let tenants = tenants.into_iter().filter_map(|(name, other)| {
-        let key = key.at("tenants").at(&name);
-        tenant_place(book, &key, other, &place).map(|place| (name, place))
-    });
-    let tenants: BTreeMap<_, _> = tenants.collect();
+    let tenants = tenants_of(book, &key.at("tenants"), tenants, &place);
     let discovery = discovery.map(|mut discovery| {
         if let credentials::Config::Minted(own) = &mut discovery {
             (own.ca, own.timeout) = (ca.clone(), timeout);
@@ -143,6 +140,50 @@ fn minted(
         Box::new(discovery)
     });
     credentials::Config::Minted(Box::new(Minted { grant, place, tenants, discovery, ca, timeout }))
+}
+
+/// Entra's ids of tenants are in lower case in a caller's token, however the portal or the operator writes them.
+fn tenants_of(
+    book: &mut Book<'_>,
+    key: &Key,
+    written: BTreeMap<String, file::TenantPlace>,
+    home: &Place,
+) -> BTreeMap<String, Place> {
+    let mut tenants = BTreeMap::new();
+    for (name, other) in written {
+        let key = key.at(&name);
+        let id = name.to_ascii_lowercase();
+        let name = if is_id(&id) { id } else { name };
+        if tenants.contains_key(&name) {
+            book.error(&key, "is there twice: the ids of tenants are the same in lower and upper case");
+        } else if let Some(place) = tenant_place(book, &key, other, home) {
+            tenants.insert(name, place);
+        }
+    }
+    tenants
+}
+
+/// The caller's tenant is what the issuer of their token says it is: with several issuers, each can say any.
+pub(super) fn check_tenants(
+    book: &mut Book<'_>,
+    root: &Key,
+    backends: &[crate::backend::remote::Config],
+    identity: &identity::Config,
+) {
+    let naming = identity.issuers.iter().filter(|issuer| !issuer.tenant_claims.is_empty()).count();
+    if naming + identity.entra.len() < 2 {
+        return;
+    }
+    for backend in backends {
+        let credentials::Config::Minted(minted) = &backend.credential else { continue };
+        if !minted.tenants.is_empty() {
+            let key = root.at("backends").at(&backend.name).at("credential").at("tenants");
+            book.warn(
+                &key,
+                "several issuers are trusted, and a caller's tenant is taken from any of them: trust only issuers that give no tenant another's name",
+            );
+        }
+    }
 }
 
 type Own = (Option<file::ClientCredentials>, Option<file::WorkloadIdentity>, Option<file::ManagedIdentity>);

@@ -393,3 +393,36 @@ async fn a_token_seen_before_is_held_to_the_time_again() {
     assert_eq!(refused(&identity, &at(NOW + 630)).await, "the token has expired");
     assert_eq!(refused(&identity, &at(NOW - 41)).await, "the token is not valid yet (`nbf`)");
 }
+
+#[tokio::test]
+async fn tokens_are_remembered_by_number_and_by_bytes() {
+    let signer = Signer::new("one");
+    let identity = trusting(&[&signer.jwk]);
+    let weight = || {
+        identity.tokens.run_pending_tasks();
+        identity.tokens.weighted_size()
+    };
+    accepted(&identity, &bearing(&signer.good())).await;
+    let small = weight();
+    assert!(small * TOKENS_MAX >= TOKENS_BYTES_MAX && small * TOKENS_MAX <= TOKENS_BYTES_MAX + TOKENS_MAX, "{small}");
+    let groups: Vec<String> = (0..100).map(|number| format!("{number:0>64}")).collect();
+    accepted(&identity, &bearing(&signer.token(&json!({}), &json!({ "groups": groups })))).await;
+    assert!(weight() >= small + 6400, "{}", weight());
+}
+
+#[test]
+fn a_token_that_is_kept_weighs_its_own_bytes_too() {
+    let signer = Signer::new("one");
+    let file = file(&jwks(&[&signer.jwk]));
+    let issuers = vec![issuer(ISSUER, Keys::File(file.path().into()))];
+    let token = signer.token(&json!({}), &json!({ "unknown": "x".repeat(8000) }));
+    let weigh = |assertions: bool| {
+        let identity = Identity::new(Config { issuers: issuers.clone(), assertions, ..Config::default() });
+        let identity = identity.expect("identity");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(identity.verify(&bearing(&token))).expect("a principal");
+        identity.tokens.run_pending_tasks();
+        identity.tokens.weighted_size()
+    };
+    assert!(weigh(true) >= token.len() as u64 && weigh(false) < 8000);
+}
