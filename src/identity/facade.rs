@@ -44,7 +44,7 @@ const COOL_DOWN: Duration = Duration::from_secs(60);
 /// The same while nothing is known yet.
 const COOL_DOWN_EMPTY: Duration = Duration::from_secs(5);
 
-/// Members taken over as they are. What is not here (signed metadata, endpoint aliases, pushed requests, whatever comes)
+/// Members taken over as they are, addresses only where they are safe. What is not here (signed metadata, endpoint aliases, pushed requests, whatever comes)
 /// could say something that is not true of the facade.
 const TAKEN_OVER: [&str; 20] = [
     "acr_values_supported",
@@ -85,7 +85,13 @@ pub fn is_registration(path: &str) -> bool {
     path.starts_with(ROOT) && path.ends_with(REGISTER)
 }
 
+/// No login without them. Other addresses that are not safe are left out.
 const ENDPOINTS: [&str; 2] = ["authorization_endpoint", "token_endpoint"];
+
+/// Is this the name of a member that clients go to?
+fn is_address(name: &str) -> bool {
+    name.ends_with("_endpoint") || name.ends_with("_uri") || name == "service_documentation"
+}
 
 /// An issuer that clients log in at through a facade, and as whom.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -235,9 +241,12 @@ impl Facade {
         if !right {
             return Err("its metadata names another issuer".into());
         }
+        let safe = |value: &Value| {
+            let url = value.as_str().and_then(|text| url::Url::parse(text).ok());
+            url.is_some_and(|url| self.origin.permits(&url))
+        };
         for name in ENDPOINTS {
-            let url = whole.get(name).and_then(Value::as_str).and_then(|text| url::Url::parse(text).ok());
-            if !url.is_some_and(|url| self.origin.permits(&url)) {
+            if !whole.get(name).is_some_and(safe) {
                 return Err(format!("its metadata has no `{name}` at an https URL"));
             }
         }
@@ -252,7 +261,15 @@ impl Facade {
                 "the issuer names itself in redirects (RFC 9207): clients refuse a login through the facade; remove `login`"
             );
         }
-        Ok(TAKEN_OVER.iter().filter_map(|name| whole.remove_entry(*name)).collect())
+        let mut members: Map<_, _> = TAKEN_OVER.iter().filter_map(|name| whole.remove_entry(*name)).collect();
+        members.retain(|name, value| {
+            let good = !is_address(name) || safe(value);
+            if !good {
+                tracing::warn!(issuer = %self.login.issuer, %name, "the issuer's metadata has no safe URL here: left out");
+            }
+            good
+        });
+        Ok(members)
     }
 }
 

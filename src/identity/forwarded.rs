@@ -1,8 +1,11 @@
 //! Client certificates that a proxy in front has verified: its headers, believed from its own addresses alone.
 //!
-//! From any other address the headers are bytes like any others (they are not even read), and only the one header that
-//! the configuration names is read at all: what a proxy does not set itself, it may pass on from the client.
+//! From any other address the headers are bytes like any others (they are not even read), and only the header that the
+//! configuration names is read at all: what a proxy does not set itself, it may pass on from the client. Beside
+//! `X-SSL-Client-Cert` and `X-SSL-Client-S-DN` a second header decides, `X-SSL-Client-Verify`: the proxy must set or remove
+//! BOTH on every request, or a client says of itself that it was verified.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::str::FromStr;
 
@@ -17,8 +20,22 @@ use super::Error;
 use super::mtls;
 use super::subject;
 
-/// As many as a certificate has that anybody uses.
-const NAMES_MAX: usize = 64;
+/// What Envoy writes once for each name of the proxy's own certificate (`By`) or the client's. None of them is believed.
+const REPEATED: [&str; 3] = ["by", "uri", "dns"];
+
+const UNREADABLE: &str = "is there twice or cannot be read";
+
+const ELEMENTS: &str = "has more than one element, of which any could be the client's own: Envoy must replace what clients \
+                        send (`forward_client_cert_details: SANITIZE_SET`)";
+
+const REPEATS: &str = "has a key twice that Envoy writes once";
+
+const NO_HASH: &str = "has no `Hash`";
+
+const NO_CERTIFICATE: &str = "has no `Cert`, and names without it are not believed: Envoy must send the whole certificate \
+                              (`set_current_client_cert_details: { cert: true }`)";
+
+const DISAGREES: &str = "has a `Cert` that its `Hash` is not of";
 
 /// A proxy that terminates TLS for us.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -38,7 +55,7 @@ pub enum Place {
 /// The one way in which the proxy says what certificate the client has shown.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum CertificateHeader {
-    /// `X-Forwarded-Client-Cert` as Envoy writes it.
+    /// `X-Forwarded-Client-Cert` as Envoy writes it: one element with `Hash` and `Cert`.
     Envoy,
     /// `X-SSL-Client-Cert`, the whole certificate in PEM and percent-encoded, beside `X-SSL-Client-Verify: SUCCESS`.
     Pem,
@@ -143,7 +160,7 @@ impl Proxy {
         let text = header(request, name)?;
         let certificate = match (self.header, text) {
             (CertificateHeader::Envoy, None) => return Ok(None),
-            (CertificateHeader::Envoy, Some(text)) => envoy(text),
+            (CertificateHeader::Envoy, Some(text)) => envoy(text).map_err(|reason| unreadable(name, reason))?,
             (CertificateHeader::Pem | CertificateHeader::Subject, text) => {
                 // nginx says `NONE` where there was no certificate, and leaves out headers without a value.
                 let text = match (header(request, "x-ssl-client-verify")?, text) {
@@ -151,23 +168,24 @@ impl Proxy {
                     (None | Some("NONE"), None) => return Ok(None),
                     _ => return Err(Error::invalid("the proxy in front has not verified the client certificate")),
                 };
-                match self.header {
+                let certificate = match self.header {
                     CertificateHeader::Pem => from_escaped(text),
                     _ => subject::canonical(text).map(named),
-                }
+                };
+                certificate.ok_or_else(|| unreadable(name, UNREADABLE))?
             }
         };
-        certificate.map(Some).ok_or_else(|| unreadable(name))
+        Ok(Some(certificate))
     }
 }
 
 fn header<'a>(request: &'a Request, name: &str) -> Result<Option<&'a str>, Error> {
-    let value = request.single_header(name).map_err(|()| unreadable(name))?;
+    let value = request.single_header(name).map_err(|()| unreadable(name, UNREADABLE))?;
     Ok(value.map(str::trim).filter(|value| !value.is_empty()))
 }
 
-fn unreadable(name: &str) -> Error {
-    Error::invalid(format!("the `{name}` header of the proxy in front is there twice or cannot be read"))
+fn unreadable(name: &str, reason: &str) -> Error {
+    Error::invalid(format!("the `{name}` header of the proxy in front {reason}"))
 }
 
 /// A certificate of which only the subject is known.
@@ -191,61 +209,43 @@ fn decoded(text: &str) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// The last element: what the nearest proxy has added. What stands before it was said by somebody else.
-fn envoy(text: &str) -> Option<ClientCertificate> {
+/// The certificate that Envoy has seen. Envoy writes the URI and DNS names of a certificate without quotes or escapes, so
+/// that a client can have a name with `;` or `,` and what looks like more keys and elements behind it. Hence only the whole
+/// certificate is believed, held to its hash (Envoy writes that of every certificate, and before any name); of two
+/// elements, or two of either, nobody can say which is Envoy's.
+fn envoy(text: &str) -> Result<ClientCertificate, &'static str> {
     if text.contains(char::is_control) {
-        return None;
+        return Err(UNREADABLE);
     }
-    let element = parts(text, ',')?.pop()?;
-    let mut out = named(String::new());
-    let mut whole = None;
-    let (mut has_subject, mut has_hash) = (false, false);
-    for pair in parts(element, ';')? {
-        let (key, value) = pair.split_once('=')?;
-        let key = key.trim_start_matches(' ').to_ascii_lowercase();
-        let (value, quoted) = unquoted(value)?;
+    let elements = parts(text, ',').ok_or(UNREADABLE)?;
+    let [element] = elements.as_slice() else { return Err(ELEMENTS) };
+    let mut seen = BTreeSet::new();
+    let (mut hash, mut whole) = (None, None);
+    for pair in parts(element, ';').ok_or(UNREADABLE)? {
+        let (key, value) = pair.split_once('=').ok_or(UNREADABLE)?;
+        let key = key.to_ascii_lowercase();
+        let (value, quoted) = unquoted(value).ok_or(UNREADABLE)?;
         // The subject is always quoted; its escapes are those of RFC 4514, and Envoy adds none. Other values have none.
         let good = if key == "subject" { quoted } else { !value.contains('\\') };
-        if !good {
-            return None;
+        if !good || !key.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            return Err(UNREADABLE);
         }
         match key.as_str() {
-            "subject" if !std::mem::replace(&mut has_subject, true) => {
-                out.subject = if value.is_empty() { String::new() } else { subject::canonical(value)? };
-            }
-            "hash" if !std::mem::replace(&mut has_hash, true) => {
-                if value.len() != 64 || !value.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-                    return None;
-                }
-                out.fingerprint = value.to_ascii_lowercase();
-            }
-            "cert" if whole.is_none() => whole = Some(from_escaped(value)?),
-            "subject" | "hash" | "cert" => return None,
-            "uri" => out.uris.extend(nonempty(value)),
-            "dns" => out.dns_names.extend(nonempty(&value.to_ascii_lowercase())),
-            // `By` is the proxy itself, `Chain` whom it trusted; keys of the future say nothing about the client to us.
+            "hash" => hash = Some(value),
+            "cert" => whole = Some(value),
+            // What else there is says nothing that the certificate does not say.
             _ => {}
         }
-    }
-    if out.uris.len() > NAMES_MAX || out.dns_names.len() > NAMES_MAX {
-        return None;
-    }
-    out.spiffe_id = mtls::spiffe_id(&out.uris);
-    match whole {
-        // The certificate says it all, and must not say anything else than the rest.
-        Some(certificate) => {
-            let agrees = (!has_hash || out.fingerprint == certificate.fingerprint)
-                && (!has_subject || out.subject == certificate.subject)
-                && out.uris.iter().all(|uri| certificate.uris.contains(uri))
-                && out.dns_names.iter().all(|name| certificate.dns_names.contains(name));
-            agrees.then_some(certificate)
+        if !REPEATED.contains(&key.as_str()) && !seen.insert(key) {
+            return Err(REPEATS);
         }
-        None => Some(out),
     }
-}
-
-fn nonempty(value: &str) -> Option<String> {
-    (!value.is_empty()).then(|| value.to_owned())
+    let hash = hash.ok_or(NO_HASH)?;
+    let certificate = from_escaped(whole.ok_or(NO_CERTIFICATE)?).ok_or(UNREADABLE)?;
+    if !hash.eq_ignore_ascii_case(&certificate.fingerprint) {
+        return Err(DISAGREES);
+    }
+    Ok(certificate)
 }
 
 /// Parts between separators outside of quotes; inside, a backslash takes the next character's meaning away.
@@ -289,4 +289,4 @@ fn unquoted(value: &str) -> Option<(&str, bool)> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -82,7 +82,7 @@ fn email(name: &str) -> String {
 }
 
 /// X.509-SVID section 2: exactly one URI, and it is the SPIFFE id. With a second URI of any kind it is no SVID.
-pub(super) fn spiffe_id(uris: &[String]) -> Option<String> {
+fn spiffe_id(uris: &[String]) -> Option<String> {
     match uris {
         [uri] if is_spiffe_id(uri) => Some(uri.clone()),
         _ => None,

@@ -118,7 +118,7 @@ pub(in crate::config) enum Access {
 }
 
 /// A proxy in front that terminates TLS and verifies client certificates. It must set (or remove) the header on every
-/// request; from any other address the header is ignored.
+/// request, and `X-SSL-Client-Verify` too where that counts; from any other address they are ignored.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct Proxy {
@@ -126,14 +126,15 @@ pub(in crate::config) struct Proxy {
     #[schemars(with = "Strings")]
     pub from: Option<Strings>,
     /// The one header that says what certificate the client has shown. The `x-ssl-client-…` ones count only beside
-    /// `X-SSL-Client-Verify: SUCCESS`.
+    /// `X-SSL-Client-Verify: SUCCESS`: the proxy must set or remove BOTH on every request.
     #[schemars(with = "CertificateHeader")]
     pub certificate_header: Option<CertificateHeader>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 pub(in crate::config) enum CertificateHeader {
-    /// Envoy's: `Hash=…;Subject="…";URI=…;DNS=…`, and `Cert`; of several elements the last.
+    /// Envoy's, one element with `Hash` and `Cert`: `forward_client_cert_details: SANITIZE_SET` and
+    /// `set_current_client_cert_details: { cert: true }`. All names come from that certificate.
     #[serde(rename = "x-forwarded-client-cert")]
     Envoy,
     /// The whole certificate in PEM, percent-encoded (nginx: `$ssl_client_escaped_cert`).

@@ -74,6 +74,42 @@ fn an_issuer_that_is_not_itself_or_not_safe_is_not_described() {
     assert!(facade().read(b"[]").is_err());
 }
 
+#[tokio::test]
+async fn addresses_that_are_not_safe_are_left_out_wherever_they_stand() {
+    let optional: Vec<&str> =
+        TAKEN_OVER.into_iter().filter(|name| is_address(name) && !ENDPOINTS.contains(name)).collect();
+    let expected = [
+        "device_authorization_endpoint",
+        "end_session_endpoint",
+        "jwks_uri",
+        "op_policy_uri",
+        "op_tos_uri",
+        "revocation_endpoint",
+        "service_documentation",
+        "userinfo_endpoint",
+    ];
+    assert_eq!(optional, expected);
+    for name in optional {
+        let mut document = entra();
+        document[name] = json!("https://login.example/here");
+        assert_eq!(described(facade(), &document).await[name], json!("https://login.example/here"), "{name}");
+        for bad in [
+            json!("http://login.example/here"),
+            json!("javascript:alert(1)"),
+            json!("https://user:secret@login.example/"),
+            json!("https://169.254.169.254/latest"),
+            json!("/here"),
+            json!(["https://login.example/here"]),
+            Value::Null,
+        ] {
+            document[name] = bad.clone();
+            let said = described(facade(), &document).await;
+            assert_eq!(said.get(name), None, "{name}: {bad}");
+            assert_eq!(said["token_endpoint"], document["token_endpoint"], "the rest is there");
+        }
+    }
+}
+
 #[test]
 fn a_place_of_entra_calls_itself_by_the_tenant_that_it_is_of() {
     const TENANT: &str = "c0a70500-0000-4000-8000-000000000001";

@@ -1,8 +1,55 @@
 //! What a proxy's headers are read as, and from whom.
 
+use std::sync::LazyLock;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use rcgen::SanType;
+
 use super::*;
 
 const HASH: &str = "468ed33be74eee6556d90c0149c1309e9ba61d6425303443c0748a02dd8de688";
+
+pub(in crate::identity) fn uri(text: &str) -> SanType {
+    SanType::URI(text.try_into().expect("IA5"))
+}
+
+pub(in crate::identity) fn dns(text: &str) -> SanType {
+    SanType::DnsName(text.try_into().expect("IA5"))
+}
+
+/// A certificate with these names in DER, and what Envoy writes of it with `cert`, `subject`, `uri` and `dns`.
+pub(in crate::identity) fn shown(names: &[SanType]) -> (Vec<u8>, String) {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "one");
+    params.not_after = rcgen::date_time_ymd(2040, 1, 1);
+    params.subject_alt_names = names.to_vec();
+    let der = params.self_signed(&key).expect("a certificate").der().to_vec();
+    let mut text = format!("By=spiffe://p/gateway;Hash={};Cert=\"{}\";Subject=\"CN=one\"", hash(&der), escaped(&der));
+    for name in names {
+        match name {
+            SanType::URI(uri) => text.push_str(&format!(";URI={}", uri.as_str())),
+            SanType::DnsName(name) => text.push_str(&format!(";DNS={}", name.as_str())),
+            other => panic!("Envoy does not write {other:?}"),
+        }
+    }
+    (der, text)
+}
+
+fn hash(der: &[u8]) -> String {
+    super::super::hex(&super::super::sha256(der))
+}
+
+/// In PEM, percent-encoded.
+fn escaped(der: &[u8]) -> String {
+    let body = STANDARD.encode(der);
+    let pem = format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
+    [("\n", "%0A"), (" ", "%20"), ("+", "%2B"), ("/", "%2F"), ("=", "%3D")]
+        .into_iter()
+        .fold(pem, |text, (plain, code)| text.replace(plain, code))
+}
 
 fn network(text: &str) -> Result<Network, NetworkError> {
     text.parse()
@@ -43,72 +90,89 @@ fn only_its_own_places_are_the_proxy() {
 }
 
 #[test]
-fn an_element_is_read_as_envoy_writes_it() {
-    // From Envoy's documentation, with the subject in the form that Envoy sends.
-    let text = format!(
-        r#"By=http://frontend.lyft.com;Hash={HASH};Subject="CN=Test Client,OU=Lyft,L=San Francisco,ST=CA,C=US";URI=http://testclient.lyft.com;DNS=lyft.com;DNS=www.Lyft.com"#
-    );
+fn an_element_is_read_as_envoy_writes_it_and_the_certificate_says_it_all() {
+    let (der, text) = shown(&[uri("http://testclient.lyft.com"), dns("lyft.com"), dns("www.Lyft.com")]);
     let certificate = envoy(&text).expect("readable");
-    assert_eq!(certificate.subject, "CN=Test Client,OU=Lyft,L=San Francisco,ST=CA,C=US");
+    assert_eq!(Ok(&certificate), mtls::certificate_from_der(&der).as_ref());
+    assert_eq!((certificate.subject.as_str(), certificate.not_after), ("CN=one", 2_208_988_800));
     assert_eq!(certificate.uris, ["http://testclient.lyft.com"]);
     assert_eq!(certificate.dns_names, ["lyft.com", "www.lyft.com"]);
-    assert_eq!((certificate.fingerprint.as_str(), certificate.spiffe_id), (HASH, None));
-    let spiffe = envoy("By=spiffe://p/gateway;URI=spiffe://p/agents/one").expect("readable");
+    assert_eq!((certificate.fingerprint.as_str(), certificate.spiffe_id), (hash(&der).as_str(), None));
+    let spiffe = envoy(&shown(&[uri("spiffe://p/agents/one")]).1).expect("readable");
     assert_eq!(spiffe.spiffe_id.as_deref(), Some("spiffe://p/agents/one"));
-    assert_eq!(spiffe.not_after, mtls::NOT_AFTER_UNKNOWN);
+    // All that it takes, and what may stand beside it more than once.
+    let (der, _) = shown(&[dns("one.example")]);
+    let least = format!("Hash={};Cert=\"{}\"", hash(&der), escaped(&der));
+    let whole = envoy(&least).expect("readable");
+    assert_eq!(envoy(&format!("By=spiffe://p/a;By=spiffe://p/b;{least};Chain=\"x\"")), Ok(whole));
 }
 
 #[test]
-fn only_the_nearest_proxy_is_believed() {
-    let text = "URI=spiffe://p/admin, By=spiffe://p/gateway;URI=spiffe://p/agents/one";
-    assert_eq!(envoy(text).expect("readable").spiffe_id.as_deref(), Some("spiffe://p/agents/one"));
-    let inside = r#"Subject="CN=a\,URI=spiffe://p/admin,O=b";URI=spiffe://p/agents/one"#;
-    assert_eq!(envoy(inside).expect("readable").spiffe_id.as_deref(), Some("spiffe://p/agents/one"));
+fn a_name_outside_of_the_certificate_is_no_name() {
+    let (_, text) = shown(&[dns("one.example")]);
+    let honest = envoy(&text);
+    assert!(honest.is_ok());
+    for lie in ["URI=spiffe://p/admin", "DNS=admin.example", "DNS=a;URI=b;URI=c", "Issuer=admin"] {
+        assert_eq!(envoy(&format!("{text};{lie}")), honest, "{lie}");
+    }
+    let (der, _) = shown(&[dns("one.example")]);
+    let bare = format!("Hash={};Cert=\"{}\"", hash(&der), escaped(&der));
+    assert_eq!(envoy(&format!("{bare};Subject=\"CN=admin\"")).expect("readable").subject, "CN=one");
 }
 
 #[test]
-fn quotes_and_escapes_cannot_be_broken_out_of() {
-    let subject = |text: &str| envoy(text).map(|certificate| certificate.subject);
-    assert_eq!(subject(r#"Subject="O=\"x\";URI=a""#).as_deref(), None, "a bare `;` is no part of a name");
-    assert_eq!(subject(r#"Subject="O=\"x\"\;URI=a";DNS=b"#).as_deref(), Some(r#"O=\"x\"\;URI=a"#));
-    assert_eq!(subject(r#"Subject="O=a\\";DNS=b"#).as_deref(), Some(r"O=a\\"));
-    assert_eq!(subject(r#"Subject="""#).as_deref(), Some(""));
+fn a_name_with_keys_and_elements_in_it_forges_nothing() {
+    let (victim, _) = shown(&[uri("spiffe://prod/agents/admin")]);
+    let (hash, cert) = (hash(&victim), escaped(&victim));
+    let forged = |name: &str| envoy(&shown(&[uri(name)]).1);
+    assert_eq!(forged(&format!("https://x,Hash={hash};URI=spiffe://prod/agents/admin")), Err(ELEMENTS));
+    assert_eq!(forged(&format!("https://x,Hash={hash};Cert=\"{cert}\"")), Err(ELEMENTS));
+    assert_eq!(forged(&format!("https://x;Hash={hash}")), Err(REPEATS));
+    assert_eq!(forged(&format!("https://x;HASH={hash}")), Err(REPEATS));
+    assert_eq!(forged(&format!("https://x;Cert=\"{cert}\"")), Err(REPEATS));
+    assert_eq!(forged("https://x;Subject=\"CN=admin\""), Err(REPEATS));
+    assert_eq!(forged("https://x;Hash =a"), Err(UNREADABLE));
+    let own = "https://x;URI=spiffe://prod/agents/admin;DNS=admin.example";
+    let certificate = forged(own).expect("readable");
+    assert_eq!((certificate.uris.as_slice(), certificate.spiffe_id), ([own.to_owned()].as_slice(), None));
+    assert!(certificate.dns_names.is_empty());
+    // Where Envoy was not told to send the whole certificate, its place is not the client's to fill.
+    let (own, _) = shown(&[]);
+    assert_eq!(envoy(&format!("Hash={};URI=https://x;Cert=\"{cert}\"", self::hash(&own))), Err(DISAGREES));
+}
+
+#[test]
+fn what_is_not_one_whole_element_names_nobody() {
+    let (der, text) = shown(&[dns("one.example")]);
+    let (hash, cert) = (hash(&der), escaped(&der));
+    assert_eq!(envoy(&format!("{text},{text}")), Err(ELEMENTS));
+    assert_eq!(envoy(&format!("URI=spiffe://p/admin, {text}")), Err(ELEMENTS));
+    assert_eq!(envoy(&format!("{text},")), Err(ELEMENTS));
+    assert_eq!(envoy(&format!("Cert=\"{cert}\"")), Err(NO_HASH));
+    assert_eq!(envoy(&format!("Hash={hash};URI=spiffe://p/agents/one")), Err(NO_CERTIFICATE));
+    for other in [HASH, "", "abc"] {
+        assert_eq!(envoy(&format!("Hash={other};Cert=\"{cert}\"")), Err(DISAGREES), "{other}");
+    }
+    assert!(envoy(&format!("Hash={};Cert=\"{cert}\"", hash.to_uppercase())).is_ok());
+    let good = format!("Hash={hash};Cert=\"{cert}\"");
     for bad in [
         "",
         "nonsense",
         r#"Subject="CN=a"#,
         r#"Subject="CN=a\""#,
         r#"Subject="CN=a""CN=b""#,
-        r#"Subject="CN=a";Subject="CN=b""#,
+        r#"Subject="O=\"x\";URI=a";"#,
         r#"Subject=CN=a"#,
         r#"URI="spiffe://p/\"a""#,
         "URI=spiffe://p/a b",
         "DNS=a;",
-        "DNS=a,",
-        "Hash=abc",
-        "Cert=\"nonsense\"",
+        "DNS=\u{1}",
+        " DNS=a",
     ] {
-        assert_eq!(envoy(bad), None, "{bad}");
+        assert_eq!(envoy(&format!("{good};{bad}")), Err(UNREADABLE), "{bad}");
     }
-}
-
-#[test]
-fn a_whole_certificate_says_it_all_and_must_agree() {
-    let key = rcgen::KeyPair::generate().expect("a key");
-    let mut params = rcgen::CertificateParams::new(vec!["one.example".to_owned()]).expect("names");
-    params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(rcgen::DnType::CommonName, "one");
-    params.not_after = rcgen::date_time_ymd(2040, 1, 1);
-    let pem = params.self_signed(&key).expect("a certificate").pem();
-    let escaped: String = pem.bytes().map(|byte| format!("%{byte:02X}")).collect();
-    let certificate = envoy(&format!("Cert=\"{escaped}\"")).expect("readable");
-    assert_eq!((certificate.subject.as_str(), certificate.not_after), ("CN=one", 2_208_988_800));
-    assert_eq!(certificate.dns_names, ["one.example"]);
-    let agreed = format!("Hash={};Cert=\"{escaped}\";Subject=\"CN=one\";DNS=one.example", certificate.fingerprint);
-    assert_eq!(envoy(&agreed), Some(certificate));
-    for lie in ["Subject=\"CN=two\"", "DNS=two.example", "URI=spiffe://p/a", &format!("Hash={HASH}")] {
-        assert_eq!(envoy(&format!("{lie};Cert=\"{escaped}\"")), None, "{lie}");
-    }
+    assert_eq!(envoy(&format!("{good};Subject=\"CN=a\";Subject=\"CN=b\"")), Err(REPEATS));
+    assert_eq!(envoy(&format!("Hash={hash};Cert=\"nonsense\"")), Err(UNREADABLE));
 }
 
 proptest::proptest! {
@@ -119,16 +183,29 @@ proptest::proptest! {
         let _ = from_escaped(&text);
     }
 
-    /// Whatever a client got into its name, the proxy writes it with the escapes of RFC 4514, and it stays inside.
+    /// Whatever a client got into its names: it is who its certificate says, or nobody.
+    #[test]
+    fn no_name_breaks_out_of_its_element(name in "([ -~]|,Hash=|;Hash=|;Cert=\"|;URI=|;DNS=|\"){0,30}") {
+        static SHOWN: LazyLock<(Vec<u8>, String)> = LazyLock::new(|| shown(&[dns("one.example")]));
+        let (der, text) = &*SHOWN;
+        for key in ["URI", "DNS"] {
+            if let Ok(certificate) = envoy(&format!("{text};{key}={name}")) {
+                proptest::prop_assert_eq!(Ok(certificate), mtls::certificate_from_der(der));
+            }
+        }
+    }
+
+    /// Whatever a client got into its subject, the proxy writes it with the escapes of RFC 4514, and it stays inside.
     #[test]
     fn no_subject_breaks_out_of_its_quotes(name in "[ -~äß€]{1,30}") {
         let special = |c: char| matches!(c, '"' | '+' | ',' | ';' | '<' | '>' | '\\' | ' ' | '#' | '=');
         let escaped: String = name.chars().flat_map(|c| special(c).then_some('\\').into_iter().chain([c])).collect();
-        let certificate = envoy(&format!("URI=spiffe://p/one;Subject=\"CN={escaped}\"")).expect("readable");
-        proptest::prop_assert_eq!(certificate.uris, ["spiffe://p/one"]);
-        let dn = subject::canonical(&certificate.subject);
-        proptest::prop_assert_eq!(dn.as_deref(), Some(certificate.subject.as_str()), "it is written in one way");
+        let text = format!("URI=spiffe://p/one;Subject=\"CN={escaped}\"");
+        proptest::prop_assert_eq!(envoy(&text), Err(NO_HASH), "it is read to its end, in one element");
+        let dn = subject::canonical(&format!("CN={escaped}")).expect("readable");
+        let again = subject::canonical(&dn);
+        proptest::prop_assert_eq!(again.as_deref(), Some(dn.as_str()), "it is written in one way");
         let rule = super::super::Subject::new(&format!("CN={escaped}")).expect("a subject");
-        proptest::prop_assert!(rule.find(&certificate.subject).is_some());
+        proptest::prop_assert!(rule.find(&dn).is_some());
     }
 }

@@ -4,6 +4,9 @@ use super::*;
 use crate::identity::forwarded::CertificateHeader;
 use crate::identity::forwarded::Place;
 use crate::identity::forwarded::Proxy;
+use crate::identity::forwarded::tests::dns;
+use crate::identity::forwarded::tests::shown;
+use crate::identity::forwarded::tests::uri;
 
 const KEY_THUMBPRINT_MEMBERS: [&str; 4] = ["crv", "kty", "x", "y"];
 
@@ -311,10 +314,18 @@ async fn what_a_proxy_has_not_verified_or_not_written_well_is_refused() {
         assert!(words.contains("proxy in front"), "{headers:?}: {words}");
     }
     let envoy = behind("10.0.0.0/8", CertificateHeader::Envoy);
-    refused(&envoy, &from("10.1.2.3", &[("X-Forwarded-Client-Cert", "DNS=\"agent")])).await;
-    let agent = ("X-Forwarded-Client-Cert", "DNS=evil.other, By=spiffe://p/gw;DNS=agent.example.com");
-    assert_eq!(accepted(&envoy, &from("10.1.2.3", &[agent])).await.subject, "agent.example.com");
-    refused(&envoy, &from("10.1.2.3", &[agent, agent])).await;
+    let header = |text: &str| from("10.1.2.3", &[("X-Forwarded-Client-Cert", text)]);
+    let (_, agent) = shown(&[dns("agent.example.com")]);
+    assert_eq!(accepted(&envoy, &header(&agent)).await.subject, "agent.example.com");
+    let (_, evil) = shown(&[dns("evil.other")]);
+    assert_eq!(envoy.verify(&header(&evil)).await.unwrap_err(), Error::Missing);
+    assert_eq!(envoy.verify(&header(&format!("{evil};DNS=agent.example.com"))).await.unwrap_err(), Error::Missing);
+    let (_, forged) = shown(&[uri("https://x,Hash=ab;DNS=agent.example.com")]);
+    assert!(refused(&envoy, &header(&forged)).await.contains("proxy in front has more than one element"));
+    assert!(refused(&envoy, &header("Hash=ab;DNS=agent.example.com")).await.contains("{ cert: true }"));
+    refused(&envoy, &header("DNS=\"agent")).await;
+    let twice = ("X-Forwarded-Client-Cert", agent.as_str());
+    refused(&envoy, &from("10.1.2.3", &[twice, twice])).await;
 }
 
 #[tokio::test]
@@ -327,7 +338,8 @@ async fn the_certificate_of_a_proxys_own_connection_is_never_the_callers() {
         request
     };
     assert_eq!(identity.verify(&own(&[])).await.unwrap_err(), Error::Missing);
-    let shown = [("X-Forwarded-Client-Cert", "DNS=other.example.com")];
+    let (_, other) = shown(&[dns("other.example.com")]);
+    let shown = [("X-Forwarded-Client-Cert", other.as_str())];
     assert_eq!(accepted(&identity, &own(&shown)).await.subject, "other.example.com");
     // Elsewhere the connection's certificate counts as ever.
     let mut direct = from("192.0.2.1", &shown);
@@ -347,15 +359,15 @@ async fn a_bound_token_behind_a_proxy_is_held_to_the_certificate_that_the_proxy_
         ..Config::default()
     };
     let identity = Identity::new(config).expect("identity");
-    let bound = signer.token(&json!({}), &json!({ "cnf": { "x5t#S256": b64([0xab; 32]) } }));
+    let ((der, own), (_, other)) = (shown(&[]), shown(&[]));
+    let bound = signer.token(&json!({}), &json!({ "cnf": { "x5t#S256": b64(sha256(&der)) } }));
     let bearer = format!("Bearer {bound}");
-    let with = |hash: &str| {
-        let value = format!("Hash={hash}");
-        from("10.1.2.3", &[("authorization", &bearer), ("x-forwarded-client-cert", &value)])
-    };
-    assert!(accepted(&identity, &with(&"ab".repeat(32))).await.mtls);
-    refused(&identity, &with(&"cd".repeat(32))).await;
+    let with =
+        |address: &str, value: &str| from(address, &[("authorization", &bearer), ("x-forwarded-client-cert", value)]);
+    assert!(accepted(&identity, &with("10.1.2.3", &own)).await.mtls);
+    refused(&identity, &with("10.1.2.3", &other)).await;
+    let hash = own.split(';').find(|pair| pair.starts_with("Hash=")).expect("a hash");
+    refused(&identity, &with("10.1.2.3", hash)).await;
     refused(&identity, &from("10.1.2.3", &[("authorization", &bearer)])).await;
-    let hash = format!("Hash={}", "ab".repeat(32));
-    refused(&identity, &from("192.0.2.1", &[("authorization", &bearer), ("x-forwarded-client-cert", &hash)])).await;
+    refused(&identity, &with("192.0.2.1", &own)).await;
 }

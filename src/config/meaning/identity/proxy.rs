@@ -19,8 +19,9 @@ use crate::server::Listener;
 const FROM: &str = "is missing: without it anyone could name themselves; say where the proxy connects from, for example \
                     `from: [10.0.0.0/8]` or `from: unix`";
 
-const HEADER: &str = "is missing: name the one header that the proxy sets on every request, `x-forwarded-client-cert` \
-                      (Envoy), `x-ssl-client-cert` or `x-ssl-client-s-dn` (nginx, HAProxy)";
+const HEADER: &str = "is missing: name the header that the proxy sets or removes on every request, \
+                      `x-forwarded-client-cert` (Envoy), `x-ssl-client-cert` or `x-ssl-client-s-dn` (nginx, HAProxy); for \
+                      the latter two it must set or remove both that header and `x-ssl-client-verify`";
 
 pub(super) fn proxy(book: &mut Book<'_>, key: &Key, written: file::Proxy, listeners: &[Listener]) -> Option<Proxy> {
     let header = written.certificate_header.map(|header| match header {
