@@ -5,13 +5,15 @@
 //!
 //! INVARIANT: nobody gets a message that may be about another. Answers and progress go by numbers that are ours; what
 //! names nobody goes to all guests only if it says no more than that something changed; the rest goes to the one it can
-//! be about, or to nobody. A request whose caller left can still be what it is about, until the server answers it.
+//! be about, or to nobody. A request whose caller left can still be what it is about, until the server answers it or has
+//! had time enough; so can a task that a request began, until the server says that it is over.
 
 mod ghosts;
 mod guests;
 mod inbox;
 mod relay;
 mod scan;
+mod tasks;
 #[cfg(test)]
 mod tests;
 
@@ -43,6 +45,7 @@ use crate::mcp::Kind;
 use crate::mcp::Message;
 use crate::mcp::Method;
 use crate::mcp::sse::Event;
+use ghosts::Ghost;
 use ghosts::Ghosts;
 use guests::Guests;
 use inbox::End;
@@ -107,6 +110,12 @@ struct Waiter {
     subscription: bool,
     guest: Option<Arc<str>>,
     inbox: Arc<Inbox>,
+    /// The client wants to be answered by a task, which runs on after the answer.
+    augmented: bool,
+    /// The task that it asks for.
+    asked: Option<tasks::Asked>,
+    /// When the server was told that it is not waited for any more.
+    cancelled: Option<Instant>,
 }
 
 impl Desk {
@@ -261,7 +270,17 @@ impl Desk {
         let inbox = self.inbox();
         let token = message.params.progress_token.as_ref().map(|token| String::from_utf8_lossy(token).into_owned());
         let subscription = message.method == Some(Method::SubscriptionsListen);
-        state.waiting.insert(number, Waiter { id: id.clone(), token, subscription, guest, inbox: inbox.clone() });
+        let waiter = Waiter {
+            id: id.clone(),
+            token,
+            subscription,
+            guest,
+            inbox: inbox.clone(),
+            augmented: message.params.augmented,
+            asked: tasks::asked(message),
+            cancelled: None,
+        };
+        state.waiting.insert(number, waiter);
         Ok(Waiting { desk: self.clone(), number, reader: inbox.attach(), inbox })
     }
 
@@ -294,9 +313,8 @@ impl Desk {
             }
             (_, Some(Method::NotificationsCancelled)) => {
                 let named = Id::from_json(&relay::cancelled_id(message)?)?;
-                let of_guest = |waiter: &Waiter| waiter.guest == guest && waiter.id.same(&named);
                 // Otherwise it was answered already, or never asked.
-                let number = state.waiting.iter().find(|(_, waiter)| of_guest(waiter)).map(|(number, _)| *number)?;
+                let number = state.cancel(guest.as_deref(), &named, Instant::now())?;
                 Some(relay::cancellation(message, number))
             }
             (_, Some(Method::NotificationsInitialized)) => {
@@ -349,9 +367,8 @@ impl Desk {
                 }
             }
             Belonging::Response => {
-                state.answered(number);
                 // Nobody waits: the caller left. SPEC: a late answer is ignored.
-                let Some(waiter) = state.waiting.remove(&number) else {
+                let Some(waiter) = state.answered(number, Some(line), Instant::now()) else {
                     return;
                 };
                 state.used = Instant::now();
@@ -373,7 +390,7 @@ impl Desk {
     /// The server asks. Only one session can be meant, and its client can do this, or it is refused.
     fn ask(&self, line: &Bytes, id: &str, method: &str, token: Option<String>) {
         let mut state = self.state();
-        let meant = state.meant().filter(|_| self.era == Era::Legacy);
+        let meant = state.meant(Instant::now()).filter(|_| self.era == Era::Legacy);
         let answer = match (meant, Id::from_json(id)) {
             (Some((guest, inbox)), Some(own)) => {
                 if inbox.push_if(line.clone(), || state.guests.ask(&guest, own, method, token, inbox.clone())) {
@@ -393,6 +410,11 @@ impl Desk {
     /// A notification of a legacy server that names no request of a client.
     fn tell(&self, line: &Bytes, method: &str, uri: Option<&str>, request: Option<&str>) {
         let mut state = self.state();
+        if method == "notifications/tasks/status"
+            && let Some(task) = tasks::told(line)
+        {
+            state.ghosts.told(&task, Instant::now());
+        }
         let alone = state.guests.only();
         match (method, uri, request) {
             (
@@ -411,7 +433,7 @@ impl Desk {
             }
             // What is logged while a request runs is about it, if no other runs.
             ("notifications/message", ..) => {
-                if let Some((_, inbox)) = state.meant() {
+                if let Some((_, inbox)) = state.meant(Instant::now()) {
                     self.push(&inbox, line.clone());
                 }
             }
@@ -447,11 +469,8 @@ impl Desk {
     pub(super) fn too_long(&self, whose: Whose) {
         let mut state = self.state();
         let meant = match whose {
-            Whose::Answer(number) => {
-                state.answered(number);
-                state.waiting.remove(&number)
-            }
-            Whose::Unknown if state.waiting.len() == 1 && state.ghosts.is_empty() => {
+            Whose::Answer(number) => state.answered(number, None, Instant::now()),
+            Whose::Unknown if state.waiting.len() == 1 && state.ghosts.is_empty(Instant::now()) => {
                 state.waiting.pop_first().map(|(_, waiter)| waiter)
             }
             Whose::Nobody | Whose::Unknown => None,
@@ -513,9 +532,9 @@ impl Desk {
 
 impl State {
     /// The one session that a message without a name can be about: the one whose requests run, if no other's do; if
-    /// none run, the only one there is. A request that its caller left may run still: where principals meet, its words
-    /// are for nobody else.
-    fn meant(&self) -> Option<(Arc<str>, Arc<Inbox>)> {
+    /// none run, the only one there is. A request that its caller left may run still, and so may a task: where
+    /// principals meet, their words are for nobody else.
+    fn meant(&self, now: Instant) -> Option<(Arc<str>, Arc<Inbox>)> {
         let mut running = self.waiting.values().rev().filter(|waiter| waiter.guest.is_some());
         let (session, inbox) = match running.next() {
             None => self.guests.only_one()?,
@@ -524,18 +543,44 @@ impl State {
             }
             Some(_) => return None,
         };
-        let safe = !self.guests.are_mixed() || self.ghosts.are_of(&session);
+        let safe = !self.guests.are_mixed() || self.ghosts.are_of(&session, now);
         safe.then_some((session, inbox))
     }
 
-    /// The server has answered this request, whether somebody waits or not.
-    fn answered(&mut self, number: u64) {
+    /// The server has answered this request, whether somebody waits or not. `line`: what it said, if that is known.
+    fn answered(&mut self, number: u64, line: Option<&Bytes>, now: Instant) -> Option<Waiter> {
         // Numbers that were never given out are answered by nobody.
         if number < self.next {
             self.fruitful = true;
             self.opening = Opening::Over;
-            self.ghosts.lay(number);
         }
+        // Of what nobody can read it may be said that it began a task.
+        let begun = || line.map_or_else(|| Some(tasks::Task::default()), tasks::begun);
+        let Some(mut waiter) = self.waiting.remove(&number) else {
+            self.ghosts.answered(number, begun, now);
+            return None;
+        };
+        if let Some(guest) = waiter.guest.clone().filter(|_| waiter.augmented)
+            && let Some(task) = begun()
+        {
+            self.ghosts.begin(number, guest, task, now);
+        }
+        if let (Some(asked), Some(line)) = (waiter.asked.take(), line)
+            && let Some(task) = asked.answered(line)
+        {
+            self.ghosts.told(&task, now);
+        }
+        Some(waiter)
+    }
+
+    /// This guest's client cancels one of its requests. Gives the number under which the server knows it.
+    fn cancel(&mut self, guest: Option<&str>, named: &Id, now: Instant) -> Option<u64> {
+        let of_guest = |waiter: &Waiter| waiter.guest.as_deref() == guest && waiter.id.same(named);
+        if let Some((number, waiter)) = self.waiting.iter_mut().find(|(_, waiter)| of_guest(waiter)) {
+            waiter.cancelled.get_or_insert(now);
+            return Some(*number);
+        }
+        self.ghosts.cancel(guest?, named, now)
     }
 }
 
@@ -647,7 +692,11 @@ impl Drop for Waiting {
                 (Era::Modern, _) => {
                     let _ = self.desk.asides.try_send(relay::give_up(self.number));
                 }
-                (Era::Legacy, Some(guest)) => state.ghosts.add(self.number, guest),
+                (Era::Legacy, Some(guest)) => {
+                    let now = Instant::now();
+                    let ghost = Ghost::of_call(guest, waiter.id, waiter.augmented, waiter.cancelled, now);
+                    state.ghosts.add(self.number, ghost, now);
+                }
                 (Era::Legacy, None) => {}
             }
         }

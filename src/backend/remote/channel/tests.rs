@@ -73,6 +73,105 @@ fn nobody_is_guessed_while_the_call_of_a_caller_who_left_is_not_answered() {
     assert!(said.try_recv().is_err());
 }
 
+/// Anna calls a tool and wants a task.
+fn begins(desk: &Arc<Desk>) -> Waiting {
+    let mut call = message("1", Method::ToolsCall, "{}", Era::Legacy);
+    call.params.augmented = true;
+    desk.register(&call, Some("anna")).expect("registered")
+}
+
+fn began(desk: &Desk, number: u64) {
+    let task = r#"{"task":{"taskId":"t","status":"working"}}"#;
+    says(desk, &format!(r#"{{"jsonrpc":"2.0","id":{number},"result":{task}}}"#));
+}
+
+#[test]
+fn a_task_that_runs_on_after_its_answer_asks_and_tells_nobody_else() {
+    for left in [false, true] {
+        let (desk, mut said) = two();
+        let hers = begins(&desk);
+        if left {
+            drop(hers);
+        } else {
+            assert!(heard(&hers).is_empty());
+        }
+        began(&desk, 1);
+        let his = call(&desk, "bert");
+        asks(&desk, "q");
+        says(&desk, LOG);
+        refused(&mut said, "q");
+        desk.leave("anna");
+        asks(&desk, "r");
+        refused(&mut said, "r");
+        assert!(heard(&his).is_empty(), "{left}");
+        assert!(desk.state().meant(Instant::now() + Duration::from_secs(24 * 60 * 60)).is_none());
+    }
+}
+
+#[test]
+fn a_task_is_forgotten_when_the_server_says_that_it_is_over() {
+    let ask = |method| {
+        let mut ask = message("2", method, "{}", Era::Legacy);
+        ask.params.task_id = Some("t".into());
+        ask
+    };
+    for (method, answer, after) in [
+        (None, r#""method":"notifications/tasks/status","params":{"taskId":"t","status":"failed"}"#, Some(0)),
+        (None, r#""method":"notifications/tasks/status","params":{"taskId":"t","status":"working"}"#, None),
+        (None, r#""method":"notifications/tasks/status","params":{"taskId":"u","status":"failed"}"#, None),
+        (Some(Method::TasksGet), r#""id":2,"result":{"taskId":"t","status":"completed"}"#, Some(0)),
+        (Some(Method::TasksGet), r#""id":2,"result":{"taskId":"t","status":"input_required"}"#, None),
+        (Some(Method::TasksCancel), r#""id":2,"result":{"taskId":"t","status":"cancelled"}"#, Some(31)),
+        (Some(Method::TasksResult), r#""id":2,"result":{"content":[]}"#, Some(0)),
+        (Some(Method::TasksResult), r#""id":2,"error":{"code":-32602,"message":"not yet"}"#, None),
+    ] {
+        let (desk, _said) = two();
+        let _hers = begins(&desk);
+        began(&desk, 1);
+        let _asking = method.map(|method| desk.register(&ask(method), Some("anna")).expect("registered"));
+        says(&desk, &format!(r#"{{"jsonrpc":"2.0",{answer}}}"#));
+        let _his = call(&desk, "bert");
+        let meant = |seconds| desk.state().meant(Instant::now() + Duration::from_secs(seconds)).is_some();
+        assert_eq!(meant(0), after == Some(0), "{answer}");
+        assert_eq!(meant(31), after.is_some(), "{answer}");
+    }
+}
+
+#[test]
+fn a_server_without_tasks_is_silenced_by_nobody_who_wants_one() {
+    let (desk, _said) = two();
+    let _hers = begins(&desk);
+    answers(&desk, 1);
+    let his = call(&desk, "bert");
+    asks(&desk, "q");
+    assert_eq!(heard(&his).len(), 1);
+}
+
+#[test]
+fn a_cancelled_call_that_is_never_answered_silences_the_server_for_a_while_only() {
+    let cancel = |desk: &Desk, session| {
+        let cancelled = message("0", Method::NotificationsCancelled, r#"{"requestId":1}"#, Era::Legacy);
+        desk.note(&cancelled, Some(session)).map(|line| String::from_utf8_lossy(&line).into_owned())
+    };
+    for cancelled_first in [Some(true), Some(false), None] {
+        let (desk, _said) = two();
+        let hers = call(&desk, "anna");
+        if cancelled_first == Some(true) {
+            assert!(cancel(&desk, "anna").expect("a line").contains(r#""requestId":1"#));
+        }
+        drop(hers);
+        if cancelled_first == Some(false) {
+            assert_eq!(cancel(&desk, "bert"), None);
+            assert!(cancel(&desk, "anna").expect("a line").contains(r#""requestId":1"#));
+        }
+        let _his = call(&desk, "bert");
+        let meant = |seconds| desk.state().meant(Instant::now() + Duration::from_secs(seconds)).is_some();
+        assert!(!meant(0));
+        assert_eq!(meant(31), cancelled_first.is_some(), "{cancelled_first:?}");
+        assert!(meant(60 * 60 + 1));
+    }
+}
+
 #[test]
 fn the_calls_that_one_session_left_do_not_hide_whom_another_of_its_own_is_about() {
     let (desk, mut said) = two();
