@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn only_a_result_tells_how_a_task_is() {
         let asked = |result| Asked { id: "t".into(), result };
-        let over = |result, text| asked(result).answered(&line(text)).and_then(|task| task.over);
+        let over = |result, text: &str| asked(result).answered(&line(text)).and_then(|task| task.over);
         for (status, want) in [
             ("working", None),
             ("input_required", None),
