@@ -44,8 +44,8 @@ const COOL_DOWN: Duration = Duration::from_secs(60);
 /// The same while nothing is known yet.
 const COOL_DOWN_EMPTY: Duration = Duration::from_secs(5);
 
-/// Members taken over as they are, addresses only where they are safe. What is not here (signed metadata, endpoint aliases, pushed requests, whatever comes)
-/// could say something that is not true of the facade.
+/// Members taken over as they are, addresses only where they are safe. What is not here (signed metadata, endpoint
+/// aliases, pushed requests, whatever comes) could say something that is not true of the facade.
 const TAKEN_OVER: [&str; 20] = [
     "acr_values_supported",
     "authorization_endpoint",
