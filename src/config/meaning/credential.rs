@@ -1,6 +1,7 @@
 //! A backend's `credential`, as meant: which kind, which token endpoint, and how the gateway proves itself there.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -154,10 +155,15 @@ fn tenants_of(
         let key = key.at(&name);
         let id = name.to_ascii_lowercase();
         let name = if is_id(&id) { id } else { name };
-        if tenants.contains_key(&name) {
-            book.error(&key, "is there twice: the ids of tenants are the same in lower and upper case");
-        } else if let Some(place) = tenant_place(book, &key, other, home) {
-            tenants.insert(name, place);
+        match tenants.entry(name) {
+            Entry::Occupied(_) => {
+                book.error(&key, "is there twice: the ids of tenants are the same in lower and upper case");
+            }
+            Entry::Vacant(entry) => {
+                if let Some(place) = tenant_place(book, &key, other, home) {
+                    entry.insert(place);
+                }
+            }
         }
     }
     tenants
