@@ -32,7 +32,7 @@ pub(super) fn write(name: &X509Name<'_>) -> String {
     parts.join(",")
 }
 
-/// The same name as [`write`] would have it. Others escape more, or call a type by another name.
+/// The same name as [`write()`] would have it. Others escape more, or call a type by another name.
 pub(super) fn canonical(text: &str) -> Option<String> {
     let parts = read(text)?;
     let attribute = |one: &Attribute| match &one.value {
