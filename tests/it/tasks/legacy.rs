@@ -297,7 +297,8 @@ async fn a_legacy_answer_with_a_task_that_cannot_be_shown_is_refused() {
         assert_eq!(answer.body["result"]["_meta"], json!({}));
     }
 
-    let begun = call(true, r#"{"task":{"taskId":"canary-1","status":"working"}}"#).await;
+    let at = r#""createdAt":"2026-11-21T00:00:00Z","lastUpdatedAt":"2026-11-21T00:00:00Z","ttl":null"#;
+    let begun = call(true, &format!(r#"{{"task":{{"taskId":"canary-1","status":"working",{at}}}}}"#)).await;
     let id = begun.body["result"]["task"]["taskId"].as_str().unwrap_or_else(|| panic!("{}", begun.text));
     assert!(!begun.text.contains("canary"), "{}", begun.text);
     let cancelled = rig.legacy(&token, session, "tasks/cancel", json!({ "taskId": id })).await;
