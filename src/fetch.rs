@@ -271,7 +271,7 @@ impl Resolve for Guard {
 }
 
 /// reqwest says what happened only in the sources of its errors.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {

@@ -127,6 +127,9 @@ pub struct Health {
     pub healthy_after: u32,
 }
 
+/// An upstream call may run so long, waiting for its client included, and behind the request that began it.
+const CALL_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+
 /// HTTP+SSE of 2024-11-05. A session is an open stream.
 #[derive(Clone, Debug)]
 pub struct Sse {

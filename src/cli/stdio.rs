@@ -29,7 +29,6 @@ use relay::Relay;
 use remote::Bearer;
 use remote::Remote;
 use remote::Tls;
-pub(super) use remote::chain;
 pub(super) use remote::token;
 
 /// How long requests that are running may go on when standard input has ended, or after SIGTERM.

@@ -12,9 +12,9 @@ use serde_json::Map;
 use serde_json::Value;
 use url::Url;
 
-use crate::cli::stdio::chain;
 use crate::cli::stdio::is_loopback;
 use crate::cli::stdio::read;
+use crate::fetch::chain;
 
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(30);
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;

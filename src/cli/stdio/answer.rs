@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use http::header;
 use reqwest::Response;
 
-use super::remote::chain;
+use crate::fetch::chain;
 use crate::mcp::sse::Event;
 use crate::mcp::sse::Parser;
 

@@ -13,6 +13,7 @@ use reqwest::Response;
 use url::Url;
 
 use crate::cli::login;
+use crate::fetch::chain;
 use crate::secret::Secret;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -156,16 +157,4 @@ async fn send(request: reqwest::RequestBuilder) -> Result<Response, String> {
         Ok(Err(error)) => Err(chain(&error.without_url())),
         Err(_) => Err(format!("no answer in {} s", HEAD_TIMEOUT.as_secs())),
     }
-}
-
-/// reqwest says what happened only in the sources of its errors.
-pub(in crate::cli) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    text
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::tasks::Over;
 use super::tasks::Task;
+use crate::backend::remote::CALL_TIMEOUT;
 use crate::mcp::Id;
 
 /// More are not known one by one any more.
@@ -15,10 +16,6 @@ const GHOSTS_MAX: usize = 1_000;
 /// A server that stops at all when it is told to has stopped by then. It need not answer, so nothing else would tell;
 /// and one caller who cancels is not to silence the server for the others for longer.
 const CANCELLED_MAX: Duration = Duration::from_secs(30);
-
-/// A call that nobody cancelled may be worked on for so long: as long as the gateway itself ever lets an upstream call
-/// run on behind the request that began it.
-const RUN_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// By the number of the request: whose it was. Each stays until the server has answered it, or has had its time.
 #[derive(Default)]
@@ -61,7 +58,7 @@ impl Ghost {
         cancelled: Option<Instant>,
         now: Instant,
     ) -> Ghost {
-        let until = cancelled.map_or(now + RUN_MAX, |at| at + CANCELLED_MAX);
+        let until = cancelled.map_or(now + CALL_TIMEOUT, |at| at + CANCELLED_MAX);
         Ghost { session, what: What::Call { id, augmented }, until: Some(until) }
     }
 
@@ -82,7 +79,7 @@ impl Ghosts {
         }
         // What becomes of a task will not be known.
         let endless = matches!(ghost.what, What::Task { .. } | What::Call { augmented: true, .. });
-        let until = (!endless).then(|| now + RUN_MAX);
+        let until = (!endless).then(|| now + CALL_TIMEOUT);
         self.rest = Some(match self.rest.take().filter(|rest| lives(rest.until, now)) {
             None => Rest { session: Some(ghost.session), until },
             Some(rest) => Rest {
@@ -178,7 +175,7 @@ mod tests {
         assert!(ghosts.is_empty(now) && ghosts.are_of("anna", now));
         ghosts.add(1, call("anna", false, None, now), now);
         assert!(ghosts.are_of("anna", now) && !ghosts.are_of("bert", now) && !ghosts.is_empty(now));
-        let over = now + RUN_MAX;
+        let over = now + CALL_TIMEOUT;
         assert!(!ghosts.are_of("bert", over - SECOND));
         assert!(ghosts.are_of("bert", over) && ghosts.is_empty(over));
         answered(&mut ghosts, 1, now);
@@ -205,7 +202,7 @@ mod tests {
     #[test]
     fn a_task_stays_until_the_server_says_that_it_is_over() {
         let now = Instant::now();
-        let late = now + RUN_MAX * 100;
+        let late = now + CALL_TIMEOUT * 100;
         let mut ghosts = Ghosts::default();
         ghosts.begin(1, "anna".into(), task("t", None), now);
         ghosts.begin(2, "anna".into(), Task::default(), now);
@@ -236,7 +233,7 @@ mod tests {
     #[test]
     fn a_call_whose_caller_left_becomes_the_task_that_it_wanted_even_late() {
         let now = Instant::now();
-        let late = now + RUN_MAX * 100;
+        let late = now + CALL_TIMEOUT * 100;
         let mut ghosts = Ghosts::default();
         ghosts.add(1, call("anna", false, None, now), now);
         ghosts.answered(1, || Some(task("t", None)), now);
@@ -254,7 +251,7 @@ mod tests {
     #[test]
     fn more_than_can_be_counted_go_together_when_the_last_has_had_its_time() {
         let now = Instant::now();
-        let (later, over) = (now + SECOND, now + SECOND + RUN_MAX);
+        let (later, over) = (now + SECOND, now + SECOND + CALL_TIMEOUT);
         let mut ghosts = Ghosts::default();
         let fill = |ghosts: &mut Ghosts, session, cancelled, now| {
             (0..2_000).for_each(|number| ghosts.add(number, call(session, false, cancelled, now), now));
@@ -284,7 +281,7 @@ mod tests {
                 false => ghosts.begin(1_000, "anna".into(), task("t", None), now),
             }
             ghosts.add(1_001, call("anna", false, None, now), now);
-            let late = now + RUN_MAX * 100;
+            let late = now + CALL_TIMEOUT * 100;
             assert!(ghosts.are_of("anna", late) && !ghosts.are_of("bert", late), "{augmented}");
         }
     }

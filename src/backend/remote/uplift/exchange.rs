@@ -25,6 +25,7 @@ use super::sessions::Taken;
 use crate::backend::Answer;
 use crate::backend::Content;
 use crate::backend::Error;
+use crate::backend::remote::CALL_TIMEOUT;
 use crate::backend::remote::session::Session;
 use crate::mcp::Id;
 use crate::mcp::Message;
@@ -33,9 +34,6 @@ use crate::mcp::error;
 use crate::mcp::object::Members;
 use crate::mcp::object::Writer;
 use crate::mcp::sse::Event;
-
-/// An upstream call may run so long, waiting for its client included.
-const CALL_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 /// Questions of the server that wait for one client at once.
 const QUESTIONS_MAX: usize = 16;
