@@ -28,12 +28,15 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
 use load::answer;
-use load::compare;
+use load::cpu_ratio;
 use load::free_port;
+use load::rounds;
 use load::verdict;
 use load::wardgate;
 
 const CONNECTIONS: u32 = 32;
+/// Of all four; noise comes and goes within seconds.
+const ROUNDS: usize = 9;
 
 /// A server of both eras: sessions where it is asked for them, 600 bytes for a call.
 async fn upstream(listener: TcpListener) {
@@ -172,15 +175,22 @@ fn main() {
     std::thread::sleep(Duration::from_secs(2));
     let process = Some(running.0.id());
     let (to_modern, to_legacy) = (session(port, "/modern"), session(port, "/legacy"));
-    let cost =
-        |title: &str, script: &str| compare(title, script, CONNECTIONS, &[("wardgate", port, process)])[0].cpu_us;
-    let modern = cost("modern client, modern upstream", &script(&folder, "mm", "/modern", None));
-    let up = cost("modern client, legacy upstream", &script(&folder, "ml", "/legacy", None));
-    let legacy = cost("legacy client, legacy upstream", &script(&folder, "ll", "/legacy", Some(&to_legacy)));
-    let down = cost("legacy client, modern upstream", &script(&folder, "lm", "/modern", Some(&to_modern)));
+    let modern = script(&folder, "mm", "/modern", None);
+    let up = script(&folder, "ml", "/legacy", None);
+    let legacy = script(&folder, "ll", "/legacy", Some(&to_legacy));
+    let down = script(&folder, "lm", "/modern", Some(&to_modern));
+    let targets = [
+        ("modern client, modern upstream", modern.as_str(), port, process),
+        ("modern client, legacy upstream", up.as_str(), port, process),
+        ("legacy client, legacy upstream", legacy.as_str(), port, process),
+        ("legacy client, modern upstream", down.as_str(), port, process),
+    ];
+    let all = rounds("one call, through one gateway", ROUNDS, CONNECTIONS, &targets);
+    let [modern, up, legacy, down] = &all[..] else { panic!("four targets") };
+    let (up, down) = (cpu_ratio(up, modern), cpu_ratio(down, legacy));
     println!();
-    verdict("CPU of a call translated to a legacy upstream over a transparent one", up / modern, 1.3, false);
-    verdict("CPU of a call translated to a modern upstream over a transparent one", down / legacy, 1.3, false);
+    verdict("CPU of a call translated to a legacy upstream over a transparent one", up, 1.3, false);
+    verdict("CPU of a call translated to a modern upstream over a transparent one", down, 1.3, false);
     drop(running);
     let _ = fs::remove_dir_all(&folder);
 }

@@ -128,7 +128,8 @@ impl Gateway {
         if !self.audit.available() {
             return self.reject(&house, (&request.host, &request.path), open, Rejection::AuditUnavailable);
         }
-        let work = AssertUnwindSafe(self.answer(&house, &request, reloads, &mut open)).catch_unwind();
+        // Boxed here, before it is wrapped: each wrapping moves it, and it is large.
+        let work = AssertUnwindSafe(self.answer(&house, &request, reloads, &mut open).boxed()).catch_unwind();
         let ended = pingora::time::timeout(request.deadline.saturating_duration_since(Instant::now()), work).await;
         match settled(ended, &open) {
             Ok(outgoing) => outgoing.into_reply(open),
@@ -155,13 +156,13 @@ impl Gateway {
         match entry {
             Entry::Endpoint => {}
             Entry::Stream => return old::stream(self, errand, open),
-            Entry::Messages(name) => return old::message(self, errand, name, open).await,
+            Entry::Messages(name) => return old::message(self, errand, name, open).boxed().await,
         }
         let asked = Asked::read(request, open)?; // the message; headers agree with body
         // authorize → acquire → obtain → call → apply
         match asked.era() {
             Era::Modern => errand.modern(asked, open).await,
-            Era::Legacy => door::enter(&errand, asked, &self.lobby, open).await,
+            Era::Legacy => door::enter(&errand, asked, &self.lobby, open).boxed().await,
         }
     }
 

@@ -485,7 +485,7 @@ impl Identity {
             known.check(request.at, certificate)?;
             return Ok(known);
         }
-        let mut verified = jwt::verify(&self.trust, token, request, key.mtls).await?;
+        let mut verified = Box::pin(jwt::verify(&self.trust, token, request, key.mtls)).await?;
         if self.assertions {
             verified.keep(token);
         }

@@ -138,26 +138,47 @@ pub fn median(mut all: Vec<Measured>) -> Measured {
     all.get(all.len() / 2).copied().unwrap_or_default()
 }
 
-/// Interleaved rounds, so that a noisy moment hits all alike.
-pub fn compare(title: &str, script: &str, connections: u32, targets: &[(&str, u16, Option<u32>)]) -> Vec<Measured> {
+/// What is loaded: a name for the table, the load, the port, the process whose CPU is counted.
+pub type Target<'a> = (&'a str, &'a str, u16, Option<u32>);
+
+/// Interleaved rounds, so that a noisy moment hits all alike; the rounds of each target, in order.
+pub fn rounds(title: &str, rounds: usize, connections: u32, targets: &[Target]) -> Vec<Vec<Measured>> {
     let mut all = vec![Vec::new(); targets.len()];
-    for _ in 0..ROUNDS {
-        for (index, (_, port, process)) in targets.iter().enumerate() {
+    for _ in 0..rounds {
+        for (index, (_, script, port, process)) in targets.iter().enumerate() {
             all[index].push(load(script, *port, connections, *process));
         }
     }
     println!(
-        "\n{title}\n{:<12}{:>12}{:>10}{:>10}{:>14}{:>10}",
+        "\n{title}\n{:<32}{:>12}{:>10}{:>10}{:>14}{:>10}",
         "", "requests/s", "p50 us", "p99 us", "CPU us/req", "RSS MiB"
     );
-    let medians: Vec<_> = all.into_iter().map(median).collect();
-    for ((name, ..), one) in targets.iter().zip(&medians) {
+    for ((name, ..), measured) in targets.iter().zip(&all) {
+        let one = median(measured.clone());
         println!(
-            "{name:<12}{:>12.0}{:>10.0}{:>10.0}{:>14.1}{:>10.1}",
+            "{name:<32}{:>12.0}{:>10.0}{:>10.0}{:>14.1}{:>10.1}",
             one.per_second, one.p50_us, one.p99_us, one.cpu_us, one.rss_mib
         );
     }
-    medians
+    all
+}
+
+/// The median of what [`rounds`] measured for each.
+pub fn compare(title: &str, script: &str, connections: u32, targets: &[(&str, u16, Option<u32>)]) -> Vec<Measured> {
+    let targets: Vec<Target> = targets.iter().map(|(name, port, process)| (*name, script, *port, *process)).collect();
+    rounds(title, ROUNDS, connections, &targets).into_iter().map(median).collect()
+}
+
+/// How much more CPU a call of one target takes than one of the other: the median over the rounds, each of which
+/// measured both within seconds of each other.
+pub fn cpu_ratio(of: &[Measured], over: &[Measured]) -> f64 {
+    let mut ratios: Vec<f64> = of.iter().zip(over).map(|(of, over)| of.cpu_us / over.cpu_us).collect();
+    ratios.sort_by(f64::total_cmp);
+    println!(
+        "ratios of the rounds: {}",
+        ratios.iter().map(|ratio| format!("{ratio:.2}")).collect::<Vec<_>>().join(" ")
+    );
+    ratios.get(ratios.len() / 2).copied().unwrap_or_default()
 }
 
 pub fn verdict(what: &str, got: f64, bound: f64, at_least: bool) {

@@ -295,12 +295,12 @@ impl Remote {
     async fn call_once(&self, permit: &Permit, credential: Credential, deadline: Instant) -> Result<Answer, Error> {
         let modern = permit.call().message().filter(|message| message.era == Era::Modern);
         if let Some(message) = modern.filter(|_| self.speech.known() != Some(Era::Modern)) {
-            return self.call_any(permit, message, credential, deadline, None).await;
+            return Box::pin(self.call_any(permit, message, credential, deadline, None)).await;
         }
         let outcome = self.upstream.ask(Ask::of(permit), &credential, deadline).await;
         match modern {
             Some(message) if speech::fit(Era::Modern, message.method, &outcome) != Fit::Fits => {
-                self.call_any(permit, message, credential, deadline, Some(outcome)).await
+                Box::pin(self.call_any(permit, message, credential, deadline, Some(outcome))).await
             }
             _ => outcome,
         }
@@ -380,7 +380,7 @@ impl Backend for Remote {
             // Who is not let in was not served: the call may be made again, once, with another token.
             (Err(Error::CredentialRefused { status: 401, claims, .. }), Some(spare)) => {
                 let renewed = spare.renewed(claims.as_deref(), deadline).await.map_err(Error::Credential)?;
-                self.call_once(&permit, renewed, deadline).await
+                Box::pin(self.call_once(&permit, renewed, deadline)).await
             }
             (outcome, _) => outcome,
         }

@@ -67,7 +67,7 @@ pub(super) async fn enter(
     open: &mut Open,
 ) -> Result<Outgoing, Rejection> {
     let spare = match way(errand, &asked, open)? {
-        Way::Door => return serve(errand, asked, lobby, open).await,
+        Way::Door => return Box::pin(serve(errand, asked, lobby, open)).await,
         Way::Straight => None,
         Way::Try => asked.again(),
     };
@@ -78,7 +78,9 @@ pub(super) async fn enter(
         (_, outcome) => outcome,
     };
     match spare {
-        Some(asked) if is_refused(&outcome) && is_modern(errand, open).await => serve(errand, asked, lobby, open).await,
+        Some(asked) if is_refused(&outcome) && Box::pin(is_modern(errand, open)).await => {
+            Box::pin(serve(errand, asked, lobby, open)).await
+        }
         _ if in_session && is_of_another_era(&outcome) => Err(Rejection::SessionUnknown),
         _ => outcome,
     }

@@ -70,7 +70,7 @@ impl Errand {
     /// A modern message, whatever the route: to its only backend, or to one or all of several.
     pub(super) async fn modern(&self, asked: Asked, open: &mut Open) -> Result<Outgoing, Rejection> {
         if let Some(names) = &self.route.names {
-            return Federation::new(self, names).answer(asked, open).await;
+            return Box::pin(Federation::new(self, names).answer(asked, open)).await;
         }
         let member = self.only_member(open)?;
         self.run(member, asked, None, open).await
@@ -212,7 +212,7 @@ impl Errand {
         let judged = prepare::Judged::of(&call, mode, &self.principal, request, mirrors);
         let permit = match house.policy.authorize(&self.principal, call, &judged.context) {
             Ok(permit) => permit, // what was judged is what runs
-            Err(denial) => return Err(judged.refuse(denial, member, open, self).await),
+            Err(denial) => return Err(Box::pin(judged.refuse(denial, member, open, self)).await),
         };
         judged.after(house, &self.principal, member)?;
         named.judge(self, member, &judged.context).await?;

@@ -234,9 +234,19 @@ pub(super) async fn tool(
     errand: &Errand,
     may_read: impl Fn(&Decl) -> bool,
 ) -> Result<Arc<Decl>, Rejection> {
-    if let Some(decl) = member.backend.catalog().tools.get(name) {
-        return Ok(decl.clone());
+    match member.backend.catalog().tools.get(name) {
+        Some(decl) => Ok(decl.clone()),
+        // Seldom, and large: no call should carry it about.
+        None => Box::pin(sought(name, member, errand, may_read)).await,
     }
+}
+
+async fn sought(
+    name: &str,
+    member: &Member,
+    errand: &Errand,
+    may_read: impl Fn(&Decl) -> bool,
+) -> Result<Arc<Decl>, Rejection> {
     let unknown = || Rejection::UnknownTool { name: name.to_owned() };
     let hidden = || {
         // With a catalog in hand the answer must not tell a hidden tool from a missing one.

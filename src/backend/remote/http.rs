@@ -135,7 +135,8 @@ pub(super) fn server_name(endpoint: &Endpoint, tls: &ClientTls) -> String {
 #[async_trait]
 impl Reach for Upstream {
     async fn ask(&self, ask: Ask<'_>, credential: &Credential, deadline: Instant) -> Result<Answer, Error> {
-        let work = self.0.ask(&ask, credential);
+        // In its place before it is wrapped: a wrapping would move it, and it is large.
+        let work = std::pin::pin!(self.0.ask(&ask, credential));
         pingora::time::timeout(left(deadline), work).await.unwrap_or_else(|_| Err(self.0.blame.timeout()))
     }
 

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
+use memchr::memmem;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -33,7 +34,7 @@ const LEGACY_NEWS: &str = "notifications/tasks/status";
 
 /// May a text say anything of tasks? Looking for the word is cheaper than parsing; JSON may write its letters otherwise.
 pub(super) fn mentions(text: &[u8]) -> bool {
-    text.windows(4).any(|window| window == b"task" || window.starts_with(b"\\u0"))
+    memmem::find(text, b"task").is_some() || memmem::find(text, b"\\u0").is_some()
 }
 
 impl Desk {
