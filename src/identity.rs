@@ -7,6 +7,7 @@ mod dpop;
 pub mod entra;
 pub mod facade;
 pub mod forwarded;
+mod groups;
 mod jwks;
 mod jwt;
 mod key;
@@ -252,6 +253,7 @@ pub struct Identity {
     anonymous: Option<Pair>,
     assertions: bool,
     replays: Arc<dpop::Replays>,
+    groups_asked: Arc<groups::Tally>,
     tokens: Cache<TokenKey, Arc<jwt::Verified>>,
     named: Cache<String, Option<Arc<Principal>>>,
 }
@@ -301,6 +303,7 @@ impl Identity {
         let api_keys = api_keys.transpose()?;
         let mut fetchers = oidc::Fetchers::default();
         let mut trust = jwt::Trust::default();
+        let groups_asked = previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.groups_asked));
         for issuer in config.issuers {
             if trust.issuers.iter().any(|known| known.config.issuer == issuer.issuer) {
                 let reason = "is configured twice".into();
@@ -317,7 +320,7 @@ impl Identity {
         }
         for entra in config.entra {
             let known = previous.map(|previous| previous.trust.directories.as_slice()).unwrap_or_default();
-            let directory = entra::Directory::new(entra, known, &mut fetchers)?;
+            let directory = entra::Directory::new(entra, known, &mut fetchers, &groups_asked)?;
             if trust.directories.iter().any(|other| other.config.overlaps(&directory.config)) {
                 let reason = "is configured twice".into();
                 return Err(StartError::Issuer { issuer: directory.login_at(), reason });
@@ -353,6 +356,7 @@ impl Identity {
             anonymous,
             assertions: config.assertions,
             replays: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.replays)),
+            groups_asked,
             tokens: tokens(),
             named: Cache::new(CERTIFICATES_MAX),
         })
@@ -454,6 +458,11 @@ impl Identity {
         self.api_keys.as_ref().map(api_key::Keys::used).unwrap_or_default()
     }
 
+    /// How often Graph was asked for groups that a token left out, by how it ended.
+    pub fn groups_asked(&self) -> [(&'static str, u64); 4] {
+        self.groups_asked.counts()
+    }
+
     async fn token(
         &self,
         scheme: Scheme,
@@ -486,11 +495,13 @@ impl Identity {
             return Ok(known);
         }
         let mut verified = jwt::verify(&self.trust, token, request, key.mtls).await?;
+        verified.check(request.at, certificate)?;
+        // Only for whoever may come in.
+        verified.find_groups(token).await;
         if self.assertions {
             verified.keep(token);
         }
         let verified = Arc::new(verified);
-        verified.check(request.at, certificate)?;
         self.tokens.insert(key, Arc::clone(&verified));
         Ok(verified)
     }

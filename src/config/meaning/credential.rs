@@ -334,7 +334,7 @@ fn url(book: &mut Book<'_>, key: &Key, text: &str) -> Option<Url> {
 }
 
 /// How the gateway proves itself: exactly one way.
-fn client(book: &mut Book<'_>, key: &Key, written: Option<file::Client>) -> Option<Client> {
+pub(super) fn client(book: &mut Book<'_>, key: &Key, written: Option<file::Client>) -> Option<Client> {
     let example = "client: { id: 11111111-2222-3333-4444-555555555555, secret: file:/run/secrets/client }";
     let written = book.require(key, "client", written, example)?;
     let key = &key.at("client");

@@ -91,7 +91,7 @@ fn place(place: &Place) -> Shown {
     map([("token_url", maybe(place.token_url.as_ref(), text)), ("client", maybe(place.client.as_ref(), client))])
 }
 
-fn client(client: &Client) -> Shown {
+pub(super) fn client(client: &Client) -> Shown {
     let mut entries = vec![("id".to_owned(), text(&client.id))];
     let mut add = |name: &str, value: Shown| entries.push((name.to_owned(), value));
     match &client.proof {

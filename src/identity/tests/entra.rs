@@ -107,6 +107,7 @@ impl Tower {
             applications: true,
             certificate_bound: Demand::Optional,
             dpop: Demand::Optional,
+            groups: None,
         }
     }
 
@@ -319,6 +320,7 @@ fn every_cloud_has_issuers_of_both_versions() {
             applications: true,
             certificate_bound: Demand::Optional,
             dpop: Demand::Optional,
+            groups: None,
         };
         assert_eq!(identity_of(entra).authorization_servers("https://gw"), [format!("{new}/{CONTOSO}/v2.0")]);
     }
