@@ -396,11 +396,11 @@ impl Identity {
     }
 
     /// Where clients can get a token, for the protected resource metadata: at the trusted issuers, or at their facades
-    /// below `base`.
+    /// below `base`. Clients go to the first: where people are at Entra, that is where.
     pub fn authorization_servers(&self, base: &str) -> Vec<String> {
         let issuers = self.trust.issuers.iter().map(|issuer| (issuer.config.issuer.clone(), None));
         let directories = self.trust.directories.iter();
-        let all = issuers.chain(directories.map(|entra| (entra.config.place(), Some(entra.login_at()))));
+        let all = directories.map(|entra| (entra.config.place(), Some(entra.login_at()))).chain(issuers);
         let name = |(place, own): (String, Option<String>)| match self.facade_of(&place) {
             Some(facade) => format!("{base}{}", facade.path()),
             None => own.unwrap_or(place),
@@ -414,8 +414,8 @@ impl Identity {
 
     /// These scopes as clients must ask for them at the issuer that is named first, which is where they go.
     pub fn asked_as(&self, scopes: &[String]) -> Vec<String> {
-        let directory = || self.trust.directories.first().map(|directory| directory.config.place());
-        let first = self.trust.issuers.first().map(|issuer| issuer.config.issuer.clone()).or_else(directory);
+        let issuer = || self.trust.issuers.first().map(|issuer| issuer.config.issuer.clone());
+        let first = self.trust.directories.first().map(|directory| directory.config.place()).or_else(issuer);
         let facade = first.and_then(|first| self.facade_of(&first));
         let prefix = facade.map_or("", |facade| &facade.login().scope_prefix);
         scopes.iter().map(|scope| format!("{prefix}{scope}")).collect()

@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     fn obo() -> Grant {
-        Grant::OnBehalfOf { scope: "api://x/.default".into() }
+        Grant::OnBehalfOf { scope: "api://x/.default".into(), continuous_access: false }
     }
 
     fn exchange() -> Grant {

@@ -76,7 +76,11 @@ pub struct Minted {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Grant {
     /// Entra's On-Behalf-Of: RFC 7523 with `requested_token_use`.
-    OnBehalfOf { scope: String },
+    OnBehalfOf {
+        scope: String,
+        /// Tells Entra that claims challenges are understood.
+        continuous_access: bool,
+    },
     /// RFC 8693.
     Exchange {
         audience: Vec<String>,

@@ -12,6 +12,8 @@ use std::time::SystemTime;
 use futures_util::future::BoxFuture;
 use http::HeaderName;
 use http::header::AUTHORIZATION;
+use serde_json::Map;
+use serde_json::Value;
 use tokio::sync::Semaphore;
 use url::Url;
 
@@ -224,7 +226,7 @@ pub(super) async fn form(grant: &Grant, token: Option<&str>, claims: Option<&str
     let mut form = Form::new();
     let no_token = Why::UserRequired { what: assertion::NO_TOKEN };
     match grant {
-        Grant::OnBehalfOf { scope } => {
+        Grant::OnBehalfOf { scope, .. } => {
             form.add("grant_type", JWT_BEARER);
             form.add("requested_token_use", "on_behalf_of");
             form.add("scope", scope);
@@ -247,10 +249,22 @@ pub(super) async fn form(grant: &Grant, token: Option<&str>, claims: Option<&str
         }
         Grant::Managed { .. } => return Err(Why::Misconfigured),
     }
-    if let Some(claims) = claims {
-        form.add("claims", claims);
+    match grant {
+        Grant::OnBehalfOf { continuous_access: true, .. } => form.add("claims", &capable(claims)),
+        _ => claims.into_iter().for_each(|claims| form.add("claims", claims)),
     }
     Ok(form)
+}
+
+/// The claims, and that we understand a challenge: Entra then gives tokens that services may refuse at any time (continuous
+/// access evaluation), in place of short ones.
+pub(super) fn capable(claims: Option<&str>) -> String {
+    let mut all: Map<String, Value> = claims.and_then(|claims| serde_json::from_str(claims).ok()).unwrap_or_default();
+    let of_token = all.entry("access_token").or_insert_with(|| Value::Object(Map::new()));
+    if let Value::Object(of_token) = of_token {
+        of_token.insert("xms_cc".to_owned(), serde_json::json!({ "values": ["cp1"] }));
+    }
+    Value::Object(all).to_string()
 }
 
 fn aims(form: &mut Form, audience: &[String], resource: &[String], scope: Option<&str>) {

@@ -153,7 +153,7 @@ impl Resolver {
     pub(super) fn new(login: &str, config: &entra::Groups, tally: &Arc<Tally>) -> Result<Resolver, String> {
         let scope = format!("{}/.default", config.graph.as_str().trim_end_matches('/'));
         let grant = match config.resolve {
-            Resolve::OnBehalfOf => Grant::OnBehalfOf { scope },
+            Resolve::OnBehalfOf => Grant::OnBehalfOf { scope, continuous_access: false },
             Resolve::ClientCredentials => {
                 Grant::Client { audience: Vec::new(), resource: Vec::new(), scope: Some(scope) }
             }

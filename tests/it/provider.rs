@@ -28,10 +28,10 @@ use crate::scripted;
 use crate::scripted::Scripted;
 
 /// Whoever is not being waited for by a provider is answered well within this.
-const PROMPT: Duration = Duration::from_secs(3);
+const PROMPT: Duration = Duration::from_secs(4);
 
 /// A fetch from the provider, and some of ours.
-const PATIENT: Duration = Duration::from_secs(9);
+const PATIENT: Duration = Duration::from_secs(12);
 
 /// A provider with keys on disk, on one port for all of its lives; ended when dropped.
 struct Provider {
@@ -231,15 +231,29 @@ async fn a_provider_of_somebody_else_exchanges_tokens_that_the_upstream_can_veri
         assert_eq!(answer.status, 200, "{}", answer.text);
         let seen: Value = serde_json::from_str(answer.result_text()).unwrap_or_else(|_| panic!("{}", answer.text));
         assert_eq!((&seen["sub"], &seen["aud"]), (&json!(account), &json!("urn:notes")), "{round}");
-        assert_eq!((&seen["client_id"], &seen["act"]["sub"]), (&json!("gateway"), &json!("gateway")), "who acts for them");
+        assert_eq!(
+            (&seen["client_id"], &seen["act"]["sub"]),
+            (&json!("gateway"), &json!("gateway")),
+            "who acts for them"
+        );
         assert_eq!(seen["scope"], "notes.read");
     }
     // The provider's own words for those it does not exchange for.
     let denied = rig.modern(&provider.token("denied-carol").await, "tools/call", look()).await;
-    assert_eq!((denied.status, denied.body["error"]["data"]["reason"].as_str()), (403, Some("exchange_denied")), "{}", denied.text);
+    assert_eq!(
+        (denied.status, denied.body["error"]["data"]["reason"].as_str()),
+        (403, Some("exchange_denied")),
+        "{}",
+        denied.text
+    );
     let twice = provider.sign(1, [claims("dave", json!({ "aud": [AUDIENCE, "https://elsewhere.example"] }))]).await;
     let refused = rig.modern(&twice[0], "tools/call", look()).await;
-    assert_eq!((refused.status, refused.body["error"]["data"]["reason"].as_str()), (502, Some("not_exchangeable")), "{}", refused.text);
+    assert_eq!(
+        (refused.status, refused.body["error"]["data"]["reason"].as_str()),
+        (502, Some("not_exchangeable")),
+        "{}",
+        refused.text
+    );
     rig.app.shutdown().await;
 }
 
@@ -248,6 +262,8 @@ async fn a_provider_of_somebody_else_exchanges_tokens_that_the_upstream_can_veri
 async fn while_the_provider_hangs_and_then_is_gone_for_a_minute_those_it_has_vouched_for_go_on() {
     const OUTAGE: Duration = Duration::from_secs(61);
     const HANGS: Duration = Duration::from_secs(20);
+    /// So that the provider is asked once, and may be again as soon as it is back.
+    const ASKED: Duration = Duration::from_secs(50);
     let mut provider = Provider::start("1");
     let rig = provider.rig(|_| {}).await;
     let fresh = provider.callers(1, "caller", 200).await;
@@ -276,7 +292,7 @@ async fn while_the_provider_hangs_and_then_is_gone_for_a_minute_those_it_has_vou
         is_refused(&rig, &expired[0], "expired").await;
         is_refused(&rig, &elsewhere[0], "aud").await;
         // Of a key that nobody could tell us about: not called bad, not let in, and not kept waiting for long.
-        if turns % 4 == 1 {
+        if turns % 4 == 1 && begun.elapsed() < ASKED {
             let (answer, took) = listed(&rig, unknown.next().unwrap()).await;
             assert_eq!(answer.status, 503, "{}", answer.text);
             assert!(took < PATIENT, "{took:?}");
@@ -285,8 +301,7 @@ async fn while_the_provider_hangs_and_then_is_gone_for_a_minute_those_it_has_vou
     assert!(gone && turns > 60, "{turns} turns");
 
     provider.restart("2,1");
-    // At most a minute since it was asked last.
-    comes_in(&rig, unknown.next().unwrap(), Duration::from_secs(90)).await;
+    comes_in(&rig, unknown.next().unwrap(), Duration::from_secs(30)).await;
     passes(&rig, &fresh[0]).await;
     passes(&rig, &provider.token("after").await).await;
     rig.app.shutdown().await;
@@ -319,7 +334,10 @@ async fn keys_are_rotated_by_restarts_of_the_provider_and_old_tokens_hold_as_lon
         passes(&rig, &old[next]).await;
         passes(&rig, &issued).await;
         next += 1;
-        assert!(begun.elapsed() < Duration::from_secs(90), "a key that came right after a fetch is found a minute later");
+        assert!(
+            begun.elapsed() < Duration::from_secs(90),
+            "a key that came right after a fetch is found a minute later"
+        );
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     // That fetch has shown that key 1 is gone: what was accepted before is not any more.
@@ -336,7 +354,10 @@ async fn a_provider_whose_clock_is_off_is_believed_within_the_leeway_and_not_bey
     let now = now();
     // As a provider issues them whose clock is so many seconds ahead of ours, for so long.
     let by_clock = |ahead: i64, lifetime: i64| {
-        claims(&format!("caller-{ahead}-{lifetime}"), json!({ "iat": now + ahead, "nbf": now + ahead, "exp": now + ahead + lifetime }))
+        claims(
+            &format!("caller-{ahead}-{lifetime}"),
+            json!({ "iat": now + ahead, "nbf": now + ahead, "exp": now + ahead + lifetime }),
+        )
     };
     let good = [by_clock(0, 3600), by_clock(15, 3600), by_clock(-300, 3600), by_clock(-310, 300)];
     for token in provider.sign(1, good).await {
