@@ -5,6 +5,7 @@
 //! gateway's own identity because theirs could not be had: what fails, fails ([`Why`]).
 
 mod answer;
+mod applicant;
 mod assertion;
 mod cache;
 mod client;
@@ -30,8 +31,10 @@ use mint::Lease;
 use mint::Mint;
 
 pub use answer::claims;
+pub use applicant::Applicant;
 pub use assertion::assertion;
 pub use config::Algorithm;
+pub use config::Application;
 pub use config::Client;
 pub use config::Config;
 pub use config::Grant;

@@ -211,15 +211,29 @@ impl Fetch {
     ) -> Result<Answer, Error> {
         self.check(url)?;
         let form = bytes::Bytes::from_owner(Wiped(form));
-        let mut request =
+        let request =
             self.client.post(url.clone()).header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form);
-        if let Some(secret) = authorization {
-            let value = HeaderValue::from_str(secret.expose());
-            let mut value = value.map_err(|_| Error::Forbidden { url: url.to_string() })?;
-            value.set_sensitive(true);
-            request = request.header(AUTHORIZATION, value);
-        }
+        let request = match authorization {
+            Some(secret) => request.header(AUTHORIZATION, sensitive(secret, url)?),
+            None => request,
+        };
         self.send(request, url, bytes_max).await
+    }
+
+    /// Sends JSON to an API.
+    ///
+    /// # Errors
+    /// When nothing came that could be read; any status is an answer.
+    pub async fn post_json(
+        &self,
+        url: &Url,
+        json: String,
+        authorization: &Secret,
+        bytes_max: usize,
+    ) -> Result<Answer, Error> {
+        self.check(url)?;
+        let request = self.client.post(url.clone()).header(CONTENT_TYPE, "application/json").body(json);
+        self.send(request.header(AUTHORIZATION, sensitive(authorization, url)?), url, bytes_max).await
     }
 
     fn check(&self, url: &Url) -> Result<(), Error> {
@@ -240,6 +254,13 @@ impl Fetch {
         }
         Ok(Answer { status: response.status().as_u16(), retry_after: seconds.map(Duration::from_secs), body })
     }
+}
+
+fn sensitive(secret: &Secret, url: &Url) -> Result<HeaderValue, Error> {
+    let value = HeaderValue::from_str(secret.expose());
+    let mut value = value.map_err(|_| Error::Forbidden { url: url.to_string() })?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// A form on its way out; wiped when it has been sent.

@@ -7,6 +7,7 @@ mod dpop;
 pub mod entra;
 pub mod facade;
 pub mod forwarded;
+mod groups;
 mod jwks;
 mod jwt;
 mod key;
@@ -252,6 +253,7 @@ pub struct Identity {
     anonymous: Option<Pair>,
     assertions: bool,
     replays: Arc<dpop::Replays>,
+    groups_asked: Arc<groups::Tally>,
     tokens: Cache<TokenKey, Arc<jwt::Verified>>,
     named: Cache<String, Option<Arc<Principal>>>,
 }
@@ -301,6 +303,7 @@ impl Identity {
         let api_keys = api_keys.transpose()?;
         let mut fetchers = oidc::Fetchers::default();
         let mut trust = jwt::Trust::default();
+        let groups_asked = previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.groups_asked));
         for issuer in config.issuers {
             if trust.issuers.iter().any(|known| known.config.issuer == issuer.issuer) {
                 let reason = "is configured twice".into();
@@ -317,7 +320,7 @@ impl Identity {
         }
         for entra in config.entra {
             let known = previous.map(|previous| previous.trust.directories.as_slice()).unwrap_or_default();
-            let directory = entra::Directory::new(entra, known, &mut fetchers)?;
+            let directory = entra::Directory::new(entra, known, &mut fetchers, &groups_asked)?;
             if trust.directories.iter().any(|other| other.config.overlaps(&directory.config)) {
                 let reason = "is configured twice".into();
                 return Err(StartError::Issuer { issuer: directory.login_at(), reason });
@@ -353,6 +356,7 @@ impl Identity {
             anonymous,
             assertions: config.assertions,
             replays: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.replays)),
+            groups_asked,
             tokens: tokens(),
             named: Cache::new(CERTIFICATES_MAX),
         })
@@ -392,11 +396,11 @@ impl Identity {
     }
 
     /// Where clients can get a token, for the protected resource metadata: at the trusted issuers, or at their facades
-    /// below `base`.
+    /// below `base`. Clients go to the first: where people are at Entra, that is where.
     pub fn authorization_servers(&self, base: &str) -> Vec<String> {
         let issuers = self.trust.issuers.iter().map(|issuer| (issuer.config.issuer.clone(), None));
         let directories = self.trust.directories.iter();
-        let all = issuers.chain(directories.map(|entra| (entra.config.place(), Some(entra.login_at()))));
+        let all = directories.map(|entra| (entra.config.place(), Some(entra.login_at()))).chain(issuers);
         let name = |(place, own): (String, Option<String>)| match self.facade_of(&place) {
             Some(facade) => format!("{base}{}", facade.path()),
             None => own.unwrap_or(place),
@@ -410,8 +414,8 @@ impl Identity {
 
     /// These scopes as clients must ask for them at the issuer that is named first, which is where they go.
     pub fn asked_as(&self, scopes: &[String]) -> Vec<String> {
-        let directory = || self.trust.directories.first().map(|directory| directory.config.place());
-        let first = self.trust.issuers.first().map(|issuer| issuer.config.issuer.clone()).or_else(directory);
+        let issuer = || self.trust.issuers.first().map(|issuer| issuer.config.issuer.clone());
+        let first = self.trust.directories.first().map(|directory| directory.config.place()).or_else(issuer);
         let facade = first.and_then(|first| self.facade_of(&first));
         let prefix = facade.map_or("", |facade| &facade.login().scope_prefix);
         scopes.iter().map(|scope| format!("{prefix}{scope}")).collect()
@@ -454,6 +458,11 @@ impl Identity {
         self.api_keys.as_ref().map(api_key::Keys::used).unwrap_or_default()
     }
 
+    /// How often Graph was asked for groups that a token left out, by how it ended.
+    pub fn groups_asked(&self) -> [(&'static str, u64); 4] {
+        self.groups_asked.counts()
+    }
+
     async fn token(
         &self,
         scheme: Scheme,
@@ -486,11 +495,13 @@ impl Identity {
             return Ok(known);
         }
         let mut verified = Box::pin(jwt::verify(&self.trust, token, request, key.mtls)).await?;
+        verified.check(request.at, certificate)?;
+        // Only for whoever may come in.
+        Box::pin(verified.find_groups(token)).await;
         if self.assertions {
             verified.keep(token);
         }
         let verified = Arc::new(verified);
-        verified.check(request.at, certificate)?;
         self.tokens.insert(key, Arc::clone(&verified));
         Ok(verified)
     }

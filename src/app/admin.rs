@@ -91,6 +91,7 @@ fn gauges(gateway: &Gateway, audit: &Audit, metrics: &Metrics) {
         metrics.backend(name, member.backend.healthy(), member.backend.catalog().tools.len());
     }
     metrics.api_keys(&gateway.house().identity.api_keys_used());
+    metrics.entra_groups(&gateway.house().identity.groups_asked());
     metrics.audit(&audit.status());
 }
 

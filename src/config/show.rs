@@ -20,6 +20,8 @@ use crate::identity::Keys;
 use crate::identity::Tenant;
 use crate::identity::entra::Cloud;
 use crate::identity::entra::Entra;
+use crate::identity::entra::Groups;
+use crate::identity::entra::Resolve;
 use crate::identity::entra::Tenants;
 use crate::identity::facade::Login;
 use crate::identity::forwarded::Place;
@@ -241,7 +243,23 @@ fn entra(entra: &Entra, logins: &[Login]) -> Shown {
         ("leeway", span(entra.leeway)),
         ("certificate_bound", demand(entra.certificate_bound)),
         ("dpop", demand(entra.dpop)),
+        ("groups", maybe(entra.groups.as_ref(), groups)),
         ("login", login(&entra.place(), logins)),
+    ])
+}
+
+fn groups(groups: &Groups) -> Shown {
+    let resolve = match groups.resolve {
+        Resolve::ClientCredentials => "client_credentials",
+        Resolve::OnBehalfOf => "on_behalf_of",
+    };
+    map([
+        ("resolve", word(resolve)),
+        ("client", credential::client(&groups.client)),
+        ("graph", text(groups.graph.as_str().trim_end_matches('/'))),
+        ("security_only", word(groups.security_only)),
+        ("keep", span(groups.keep)),
+        ("timeout", span(groups.timeout)),
     ])
 }
 

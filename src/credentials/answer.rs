@@ -96,7 +96,7 @@ pub(super) fn read(answer: &Answer, grant: &Grant, backend: &str) -> Result<Issu
     let failure: Failure = serde_json::from_slice(&answer.body).unwrap_or_default();
     let code = failure.code();
     let why = match answer.status {
-        429 | 500.. => Why::Unavailable { retry_after: retry_after(answer.retry_after) },
+        429 | 500.. => away(answer),
         _ => failure.why(code, grant, answer.retry_after),
     };
     let shown = |text: &str| text.chars().filter(|c| c.is_ascii_graphic()).take(64).collect::<String>();
@@ -115,6 +115,11 @@ pub(super) fn read(answer: &Answer, grant: &Grant, backend: &str) -> Result<Issu
 
 fn retry_after(said: Option<Duration>) -> Duration {
     said.unwrap_or(RETRY_AFTER).clamp(Duration::from_secs(1), RETRY_AFTER_MAX)
+}
+
+/// It says itself that it cannot answer now.
+pub(super) fn away(answer: &Answer) -> Why {
+    Why::Unavailable { retry_after: retry_after(answer.retry_after) }
 }
 
 /// Nothing could be read from the provider at all.
@@ -193,7 +198,7 @@ mod tests {
     use super::*;
 
     fn obo() -> Grant {
-        Grant::OnBehalfOf { scope: "api://x/.default".into() }
+        Grant::OnBehalfOf { scope: "api://x/.default".into(), continuous_access: false }
     }
 
     fn exchange() -> Grant {

@@ -76,7 +76,11 @@ pub struct Minted {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Grant {
     /// Entra's On-Behalf-Of: RFC 7523 with `requested_token_use`.
-    OnBehalfOf { scope: String },
+    OnBehalfOf {
+        scope: String,
+        /// Tells Entra that claims challenges are understood.
+        continuous_access: bool,
+    },
     /// RFC 8693.
     Exchange {
         audience: Vec<String>,
@@ -101,6 +105,20 @@ impl Grant {
     }
 }
 
+/// The gateway's own application at Entra, to ask a service there: see [`Applicant`](super::Applicant).
+#[derive(Clone, Debug)]
+pub struct Application {
+    /// Where the tenants' token endpoints are, without a slash at the end.
+    pub login: String,
+    pub client: Client,
+    /// On behalf of callers, or as itself; for the service.
+    pub grant: Grant,
+    /// What is asked is below it.
+    pub service: Url,
+    /// One question, the token for it included.
+    pub timeout: Duration,
+}
+
 /// Where tokens are asked for, and as whom.
 #[derive(Clone, Debug)]
 pub struct Place {
@@ -109,14 +127,14 @@ pub struct Place {
     pub client: Option<Client>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Client {
     pub id: String,
     pub proof: Proof,
 }
 
 /// How the gateway proves to be the client.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Proof {
     /// The secret in the `Authorization` header.
     Basic(Secret),

@@ -12,6 +12,8 @@ use std::time::SystemTime;
 use futures_util::future::BoxFuture;
 use http::HeaderName;
 use http::header::AUTHORIZATION;
+use serde_json::Map;
+use serde_json::Value;
 use tokio::sync::Semaphore;
 use url::Url;
 
@@ -199,7 +201,7 @@ impl Mint {
                     managed.token(scope).await
                 }
                 Way::Endpoint { url, signer, fetch } => {
-                    let mut form = self.form(caller, claims).await?;
+                    let mut form = form(&self.grant, caller.map(Caller::token), claims).await?;
                     let header = signer.prove(&mut form, url, SystemTime::now()).await?;
                     let answer = fetch.post(url, form.finish(), header.as_ref(), answer::ANSWER_BYTES_MAX).await;
                     let answer = answer.map_err(|error| {
@@ -217,40 +219,52 @@ impl Mint {
         desk.outage.learn(&issued);
         issued
     }
+}
 
-    async fn form(&self, caller: Option<&Caller>, claims: Option<&str>) -> Result<Form, Why> {
-        let mut form = Form::new();
-        let token = caller.map(Caller::token);
-        let no_token = Why::UserRequired { what: assertion::NO_TOKEN };
-        match &self.grant {
-            Grant::OnBehalfOf { scope } => {
-                form.add("grant_type", JWT_BEARER);
-                form.add("requested_token_use", "on_behalf_of");
-                form.add("scope", scope);
-                form.add("assertion", token.ok_or(no_token)?);
-            }
-            Grant::Exchange { audience, resource, scope, actor } => {
-                form.add("grant_type", TOKEN_EXCHANGE);
-                form.add("subject_token_type", ACCESS_TOKEN);
-                form.add("requested_token_type", ACCESS_TOKEN);
-                aims(&mut form, audience, resource, scope.as_deref());
-                form.add("subject_token", token.ok_or(no_token)?);
-                if let Some(path) = actor {
-                    form.add("actor_token", &client::read(path).await?);
-                    form.add("actor_token_type", "urn:ietf:params:oauth:token-type:jwt");
-                }
-            }
-            Grant::Client { audience, resource, scope } => {
-                form.add("grant_type", "client_credentials");
-                aims(&mut form, audience, resource, scope.as_deref());
-            }
-            Grant::Managed { .. } => return Err(Why::Misconfigured),
+/// The request for a token, but for who asks. `token`: the caller's, where the grant is personal.
+pub(super) async fn form(grant: &Grant, token: Option<&str>, claims: Option<&str>) -> Result<Form, Why> {
+    let mut form = Form::new();
+    let no_token = Why::UserRequired { what: assertion::NO_TOKEN };
+    match grant {
+        Grant::OnBehalfOf { scope, .. } => {
+            form.add("grant_type", JWT_BEARER);
+            form.add("requested_token_use", "on_behalf_of");
+            form.add("scope", scope);
+            form.add("assertion", token.ok_or(no_token)?);
         }
-        if let Some(claims) = claims {
-            form.add("claims", claims);
+        Grant::Exchange { audience, resource, scope, actor } => {
+            form.add("grant_type", TOKEN_EXCHANGE);
+            form.add("subject_token_type", ACCESS_TOKEN);
+            form.add("requested_token_type", ACCESS_TOKEN);
+            aims(&mut form, audience, resource, scope.as_deref());
+            form.add("subject_token", token.ok_or(no_token)?);
+            if let Some(path) = actor {
+                form.add("actor_token", &client::read(path).await?);
+                form.add("actor_token_type", "urn:ietf:params:oauth:token-type:jwt");
+            }
         }
-        Ok(form)
+        Grant::Client { audience, resource, scope } => {
+            form.add("grant_type", "client_credentials");
+            aims(&mut form, audience, resource, scope.as_deref());
+        }
+        Grant::Managed { .. } => return Err(Why::Misconfigured),
     }
+    match grant {
+        Grant::OnBehalfOf { continuous_access: true, .. } => form.add("claims", &capable(claims)),
+        _ => claims.into_iter().for_each(|claims| form.add("claims", claims)),
+    }
+    Ok(form)
+}
+
+/// The claims, and that we understand a challenge: Entra then gives tokens that services may refuse at any time (continuous
+/// access evaluation), in place of short ones.
+pub(super) fn capable(claims: Option<&str>) -> String {
+    let mut all: Map<String, Value> = claims.and_then(|claims| serde_json::from_str(claims).ok()).unwrap_or_default();
+    let of_token = all.entry("access_token").or_insert_with(|| Value::Object(Map::new()));
+    if let Value::Object(of_token) = of_token {
+        of_token.insert("xms_cc".to_owned(), serde_json::json!({ "values": ["cp1"] }));
+    }
+    Value::Object(all).to_string()
 }
 
 fn aims(form: &mut Form, audience: &[String], resource: &[String], scope: Option<&str>) {
@@ -291,13 +305,13 @@ impl Desk {
 
 /// When a provider fails again and again, callers are told at once instead of each waiting for it.
 #[derive(Default)]
-struct Outage {
+pub(super) struct Outage {
     failures: AtomicU32,
     until: std::sync::Mutex<Option<Instant>>,
 }
 
 impl Outage {
-    fn check(&self) -> Result<(), Why> {
+    pub(super) fn check(&self) -> Result<(), Why> {
         let until = self.until.lock().ok().and_then(|until| *until);
         match until.map(|until| until.saturating_duration_since(Instant::now())) {
             Some(left) if !left.is_zero() => Err(Why::Unavailable { retry_after: left }),
@@ -305,7 +319,7 @@ impl Outage {
         }
     }
 
-    fn learn<T>(&self, outcome: &Result<T, Why>) {
+    pub(super) fn learn<T>(&self, outcome: &Result<T, Why>) {
         let Err(Why::Unavailable { retry_after }) = outcome else {
             return self.failures.store(0, Ordering::Relaxed);
         };

@@ -72,7 +72,7 @@ fn minted(url: &Url, grant: Grant) -> Config {
 }
 
 fn obo() -> Grant {
-    Grant::OnBehalfOf { scope: "api://notes/.default".into() }
+    Grant::OnBehalfOf { scope: "api://notes/.default".into(), continuous_access: false }
 }
 
 fn user(name: &str, scope: &str, token: Option<&str>, lasts: Duration) -> Principal {
@@ -279,4 +279,14 @@ fn an_assertion_cannot_be_opened_with_any_other_type() {
     assert!(sealed.open::<String>().is_none() && sealed.open::<Secret>().is_none());
     assert!(sealed.open::<Box<str>>().is_none());
     assert_eq!(Caller::open(&sealed).map(Caller::token), Some(TOKEN));
+}
+
+#[test]
+fn the_capability_is_declared_beside_the_claims_that_are_asked_for() {
+    assert_eq!(mint::capable(None), r#"{"access_token":{"xms_cc":{"values":["cp1"]}}}"#);
+    let wanted = r#"{"access_token":{"nbf":{"essential":true}},"id_token":{"x":null}}"#;
+    let all = r#"{"access_token":{"nbf":{"essential":true},"xms_cc":{"values":["cp1"]}},"id_token":{"x":null}}"#;
+    assert_eq!(mint::capable(Some(wanted)), all);
+    // What somebody else has written in another way is theirs.
+    assert_eq!(mint::capable(Some(r#"{"access_token":null}"#)), r#"{"access_token":null}"#);
 }

@@ -9,6 +9,7 @@ use jsonwebtoken::Algorithm;
 use serde_json::Value;
 use url::Url;
 
+use crate::credentials;
 use crate::principal::Claims;
 use crate::principal::Kind;
 
@@ -16,6 +17,8 @@ use super::Demand;
 use super::Error;
 use super::StartError;
 use super::claims::Payload;
+use super::groups::Resolver;
+use super::groups::Tally;
 use super::jwks::Source;
 use super::jwt::Demanded;
 use super::oidc;
@@ -48,6 +51,33 @@ pub struct Entra {
     /// As of an [`Issuer`](super::Issuer).
     pub certificate_bound: Demand,
     pub dpop: Demand,
+    /// Where the groups come from that tokens leave out; `None`: they stay unknown.
+    pub groups: Option<Groups>,
+}
+
+/// Microsoft Graph is asked for the groups of callers who are in more than a token holds.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Groups {
+    pub resolve: Resolve,
+    /// The gateway's own application.
+    pub client: credentials::Client,
+    /// With a slash at its end; tokens are for it.
+    pub graph: Url,
+    /// Without distribution lists, roles and administrative units.
+    pub security_only: bool,
+    /// How long an answer is believed.
+    pub keep: Duration,
+    /// One question, the token for it included: a caller waits for it.
+    pub timeout: Duration,
+}
+
+/// As whom Graph is asked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Resolve {
+    /// As the gateway, about anybody.
+    ClientCredentials,
+    /// As the caller, about themselves.
+    OnBehalfOf,
 }
 
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -65,6 +95,15 @@ impl Cloud {
             Cloud::China => "https://login.partner.microsoftonline.cn",
             Cloud::Public => "https://login.microsoftonline.com",
             Cloud::UsGovernment => "https://login.microsoftonline.us",
+        }
+    }
+
+    /// Microsoft Graph; the one of the US Department of Defense (`dod-graph.microsoft.us`) has its login with the others.
+    pub fn graph(self) -> &'static str {
+        match self {
+            Cloud::China => "https://microsoftgraph.chinacloudapi.cn/",
+            Cloud::Public => "https://graph.microsoft.com/",
+            Cloud::UsGovernment => "https://graph.microsoft.us/",
         }
     }
 
@@ -307,6 +346,7 @@ pub(super) struct Directory {
     pub(super) config: Entra,
     /// One for each listed tenant, by the name it is listed with; one nameless for all.
     members: Vec<Member>,
+    pub(super) groups: Option<Arc<Resolver>>,
 }
 
 struct Member {
@@ -322,11 +362,12 @@ impl Member {
 }
 
 impl Directory {
-    /// Keys that `previous` fetched from the same places are carried over.
+    /// Keys that `previous` fetched from the same places are carried over, and groups that were asked for alike.
     pub(super) fn new(
         config: Entra,
         previous: &[Directory],
         fetchers: &mut oidc::Fetchers,
+        tally: &Arc<Tally>,
     ) -> Result<Directory, StartError> {
         let fail = |reason: &str| StartError::Issuer { issuer: config.login().to_owned(), reason: reason.to_owned() };
         if config.audiences.is_empty() {
@@ -352,7 +393,16 @@ impl Directory {
             };
             members.push(Member { name, source });
         }
-        Ok(Directory { config, members })
+        let alike = |old: &&Directory| old.config.login() == config.login() && old.config.groups == config.groups;
+        let groups = match (&config.groups, previous.iter().find(alike)) {
+            (Some(_), Some(old)) => old.groups.clone(),
+            (Some(groups), None) => {
+                let resolver = Resolver::new(config.login(), groups, tally);
+                Some(Arc::new(resolver.map_err(|reason| fail(&format!("groups: {reason}")))?))
+            }
+            (None, _) => None,
+        };
+        Ok(Directory { config, members, groups })
     }
 
     pub(super) fn demanded(&self) -> Demanded {

@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::credentials;
 use crate::exchange::ClientCertificate;
 use crate::exchange::Request;
+use crate::principal::Claims;
 use crate::principal::Principal;
 
 use super::Demand;
@@ -29,6 +30,7 @@ use super::claims::Rules;
 use super::claims::Times;
 use super::dpop::Thumbprint;
 use super::entra;
+use super::groups::Resolver;
 use super::jwks::KeySet;
 use super::jwks::Source;
 use super::key::Key;
@@ -129,6 +131,7 @@ impl Trust {
                 leeway: issuer.config.leeway,
                 demanded: issuer.demanded(),
                 rules: Rules::Oidc(&issuer.config),
+                groups: None,
             });
         }
         let mut refusal = self.unaccepted();
@@ -142,6 +145,7 @@ impl Trust {
                         leeway: directory.config.leeway.min(LEEWAY_MAX),
                         demanded: directory.demanded(),
                         rules: Rules::Entra(&directory.config, tenant.to_owned()),
+                        groups: directory.groups.clone(),
                     });
                 }
                 // Another entry may have this tenant; that one could not be asked says more than that one is not there.
@@ -167,6 +171,7 @@ struct Sender<'a> {
     leeway: Duration,
     demanded: Demanded,
     rules: Rules<'a>,
+    groups: Option<Arc<Resolver>>,
 }
 
 /// A token whose signature and claims are good, with what must be asked again each time it is used.
@@ -182,6 +187,8 @@ pub(super) struct Verified {
     lasts: Duration,
     /// Of the token, where it is kept.
     token_bytes: usize,
+    /// Who can be asked for what the token left out.
+    groups: Option<Arc<Resolver>>,
 }
 
 impl Verified {
@@ -190,6 +197,18 @@ impl Verified {
         let sealed = credentials::assertion(token, self.principal.expires_at());
         self.principal = Arc::new(Principal::clone(&self.principal).bearing(sealed));
         self.token_bytes = token.len();
+    }
+
+    /// Asks for the groups that the token left out, where that is configured. Whatever comes of it holds for a while only;
+    /// while they are not known, they are taken against the caller.
+    pub(super) async fn find_groups(&mut self, token: &str) {
+        let Some(resolver) = self.groups.as_ref().filter(|_| self.principal.groups_unknown) else { return };
+        let known = resolver.groups(&self.principal, token).await;
+        self.lasts = self.lasts.min(known.left());
+        if let Some(groups) = known.groups() {
+            let claims = Claims { groups: groups.clone(), groups_unknown: false, ..Claims::clone(&self.principal) };
+            self.principal = Arc::new(Principal::verified(claims));
+        }
     }
 
     /// What remembering it takes, roughly.
@@ -281,8 +300,6 @@ pub(super) async fn verify(trust: &Trust, token: &str, request: &Request, mtls: 
     check_signature(&keys, &header, &parts, &sender.rules)?;
 
     let claims::Accepted { claims, times, bound_to } = claims::accept(&payload, &sender.rules, mtls)?;
-    // What a token leaves out and names a place to ask for (`groups_unknown`) would be asked for here: the claims are
-    // the issuer's, there is no principal yet, and it happens once per token.
     let lasts = times.until_expiry(super::seconds(request.at));
     Ok(Verified {
         principal: Arc::new(Principal::verified(claims)),
@@ -294,6 +311,7 @@ pub(super) async fn verify(trust: &Trust, token: &str, request: &Request, mtls: 
         source: sender.source,
         lasts,
         token_bytes: 0,
+        groups: sender.groups,
     })
 }
 

@@ -58,6 +58,7 @@ pub struct Metrics {
     backend_up: IntGaugeVec,
     catalog_tools: IntGaugeVec,
     api_key_used: IntGaugeVec,
+    entra_groups: IntCounterVec,
     audit_records: IntCounter,
     audit_dropped: IntCounter,
     audit_available: IntGauge,
@@ -95,6 +96,7 @@ impl Metrics {
             backend_up: gauges(&registry, names::BACKEND_UP),
             catalog_tools: gauges(&registry, names::CATALOG_TOOLS),
             api_key_used: gauges(&registry, names::API_KEY_USED),
+            entra_groups: counters(&registry, names::ENTRA_GROUPS),
             audit_records: register(&registry, IntCounter::with_opts(opts(names::AUDIT_RECORDS))),
             audit_dropped: register(&registry, IntCounter::with_opts(opts(names::AUDIT_DROPPED))),
             audit_available: register(&registry, IntGauge::with_opts(opts(names::AUDIT_AVAILABLE))),
@@ -141,6 +143,15 @@ impl Metrics {
     pub fn backend(&self, backend: &str, up: bool, tools: usize) {
         set(&self.backend_up, &[backend], i64::from(up));
         set(&self.catalog_tools, &[backend], tools.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// What came of asking for groups so far.
+    pub fn entra_groups(&self, asked: &[(&'static str, u64)]) {
+        for (outcome, count) in asked {
+            if let Ok(counter) = self.entra_groups.get_metric_with_label_values(&[outcome]) {
+                counter.inc_by(count.saturating_sub(counter.get()));
+            }
+        }
     }
 
     /// Those that were used last; keys that are no longer in the file are no longer shown.

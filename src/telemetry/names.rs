@@ -78,6 +78,11 @@ pub const API_KEY_USED: Metric = gauge(
     &["name", "hash"],
     "When a key of the keys file was used last, by its name and the start of its hash; keys never used are not shown.",
 );
+pub const ENTRA_GROUPS: Metric = counter(
+    "wardgate_entra_groups_total",
+    &["outcome"],
+    "Questions to Microsoft Graph for groups that a token left out: resolved, refused, unavailable or too_many.",
+);
 pub const AUDIT_RECORDS: Metric = counter("wardgate_audit_records_total", &[], "Audit records written.");
 pub const AUDIT_DROPPED: Metric =
     counter("wardgate_audit_dropped_total", &[], "Audit records that found the queue full and are lost.");
@@ -112,6 +117,7 @@ pub const ALL: &[Metric] = &[
     BACKEND_UP,
     CATALOG_TOOLS,
     API_KEY_USED,
+    ENTRA_GROUPS,
     AUDIT_RECORDS,
     AUDIT_DROPPED,
     AUDIT_AVAILABLE,

@@ -30,6 +30,8 @@ pub const SCOPE: &str = "api://notes/.default";
 /// A running provider; ended when dropped.
 pub struct Entra {
     pub url: String,
+    /// The same on loopback, without TLS.
+    pub plain: String,
     pub folder: TempDir,
     child: Child,
     client: reqwest::Client,
@@ -49,10 +51,11 @@ impl Entra {
             .expect("the provider starts");
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let url = line.trim().strip_prefix("LISTENING ").unwrap_or_else(|| panic!("the provider said {line:?}"));
+        let said = line.trim().strip_prefix("LISTENING ").and_then(|urls| urls.split_once(' '));
+        let (url, plain) = said.unwrap_or_else(|| panic!("the provider said {line:?}"));
         let ca = reqwest::Certificate::from_pem(&std::fs::read(folder.path().join("ca.pem")).unwrap()).unwrap();
         let client = reqwest::Client::builder().no_proxy().tls_certs_only([ca]).build().unwrap();
-        Entra { url: url.to_owned(), folder, child, client }
+        Entra { url: url.to_owned(), plain: plain.to_owned(), folder, child, client }
     }
 
     pub fn at(&self, name: &str) -> PathBuf {

@@ -7,6 +7,8 @@ mod door;
 mod entra;
 /// Routes with several backends.
 mod federation;
+/// Groups that Entra's tokens leave out.
+mod groups;
 /// Starts a gateway with the demo's issuer and workbench behind it.
 mod harness;
 /// What is hidden, missing or out of date.
@@ -28,6 +30,8 @@ mod old;
 mod program;
 /// Proofs beyond the token: DPoP, certificates.
 mod proof;
+/// A real OpenID provider that exchanges tokens, hangs, goes away and comes back with other keys.
+mod provider;
 /// Judges what the gateway writes by the protocol's own schemas.
 mod referee;
 /// Every revision on both sides, and every kind of message.

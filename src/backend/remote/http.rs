@@ -8,8 +8,6 @@ use std::time::Duration;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD_NO_PAD;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::HeaderValue;
@@ -344,10 +342,7 @@ impl Inner {
             (200..=299, _) => self.read_success(ask, response, lease).await,
             (300..=399, _) => Err(self.blame.protocol(format!("a redirect ({status}); redirects are never followed"))),
             (401 | 403, _) => {
-                let claims = match (status, response.header("www-authenticate")) {
-                    (401, Ok(Some(challenge))) if personal => challenged(challenge),
-                    _ => None,
-                };
+                let claims = if personal { response.wanted_claims() } else { None };
                 response.discard().await;
                 Err(self.blame.refused(status, claims))
             }
@@ -475,15 +470,6 @@ impl Inner {
             }
         }
     }
-}
-
-/// The claims that a challenge asks for (Entra's continuous access evaluation), decoded.
-fn challenged(challenge: &str) -> Option<Arc<str>> {
-    let (_, rest) = challenge.split_once("claims=\"")?;
-    let (encoded, _) = rest.split_once('"')?;
-    let encoded = encoded.trim_end_matches('=').replace('-', "+").replace('_', "/");
-    let text = String::from_utf8(STANDARD_NO_PAD.decode(encoded).ok()?).ok()?;
-    credentials::claims(&text)
 }
 
 fn era(ask: &Ask<'_>) -> Era {

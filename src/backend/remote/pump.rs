@@ -7,6 +7,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
@@ -21,6 +23,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::Blame;
 use crate::backend::Error;
+use crate::credentials;
 use crate::mcp::sse::Event;
 use crate::mcp::sse::Parser;
 
@@ -137,6 +140,16 @@ pub(super) enum Unread {
 impl Response {
     pub(super) fn headers(&self) -> Option<&HeaderMap> {
         self.session.resp_header().map(|head| &head.headers)
+    }
+
+    /// The claims that a 401 asks for (Entra's continuous access evaluation), decoded.
+    pub(super) fn wanted_claims(&self) -> Option<Arc<str>> {
+        let challenge = self.header("www-authenticate").ok().flatten().filter(|_| self.status == 401)?;
+        let (_, rest) = challenge.split_once("claims=\"")?;
+        let (encoded, _) = rest.split_once('"')?;
+        let encoded = encoded.trim_end_matches('=').replace('-', "+").replace('_', "/");
+        let text = String::from_utf8(STANDARD_NO_PAD.decode(encoded).ok()?).ok()?;
+        credentials::claims(&text)
     }
 
     /// The value of a header that is there exactly once, as visible ASCII.

@@ -96,7 +96,12 @@ struct Inner {
 }
 
 /// The header that opens the upstream.
-type Header = Option<(HeaderName, Secret)>;
+#[derive(Clone)]
+struct Header {
+    field: Option<(HeaderName, Secret)>,
+    /// One caller's own: what the server wants of it is for them to know.
+    personal: bool,
+}
 
 /// An open event stream, and where the messages to its session go.
 struct Line {
@@ -149,7 +154,7 @@ impl Drop for Upstream {
 #[async_trait]
 impl Reach for Upstream {
     async fn ask(&self, ask: Ask<'_>, credential: &Credential, deadline: Instant) -> Result<Answer, Error> {
-        let header = credential.header().cloned();
+        let header = Header { field: credential.header().cloned(), personal: credential.is_personal() };
         let work = async {
             match ask.operation {
                 Operation::EndSession => self.0.end_session(ask.session),
@@ -289,7 +294,7 @@ impl Inner {
             request.field("Accept", &HeaderValue::from_static("text/event-stream"));
             request.field("Cache-Control", &HeaderValue::from_static("no-cache"));
         }
-        if let Some((name, secret)) = header {
+        if let Some((name, secret)) = &header.field {
             let value = HeaderValue::from_str(secret.expose())
                 .map_err(|_| self.blame.unavailable("the credential is no header value"))?;
             request.field(name.as_str(), &value);
@@ -310,7 +315,7 @@ impl Inner {
         let request = self.compose("GET", Bytes::new(), &header)?;
         ask.reach();
         let (peer, response) = self.connect(replica, &request).await?;
-        self.judge(&response)?;
+        self.judge(&response, header.personal)?;
         // Silence is natural here: it is the answers that are waited for.
         let mut events = response.events(self.config.event_bytes_max, None, self.blame.clone(), slot);
         let said = self.introduction(&mut events).await?;
@@ -348,7 +353,7 @@ impl Inner {
     }
 
     /// Is it an event stream?
-    fn judge(&self, response: &Response) -> Result<(), Error> {
+    fn judge(&self, response: &Response, personal: bool) -> Result<(), Error> {
         let header = |name: &str| {
             let ambiguous = |()| self.blame.protocol(format!("the header `{name}` is ambiguous"));
             Ok::<_, Error>(response.header(name).map_err(ambiguous)?.map(str::to_ascii_lowercase))
@@ -356,7 +361,10 @@ impl Inner {
         match response.status {
             200..=299 => {}
             300..=399 => return Err(self.blame.protocol("a redirect; redirects are never followed")),
-            status @ (401 | 403) => return Err(self.blame.refused(status, None)),
+            status @ (401 | 403) => {
+                let claims = if personal { response.wanted_claims() } else { None };
+                return Err(self.blame.refused(status, claims));
+            }
             status @ 400..=499 => {
                 return Err(self.blame.protocol(format!("status {status} in place of an event stream")));
             }
@@ -421,14 +429,16 @@ impl Inner {
                 }
             })?;
             let status = response.status;
+            let claims = if header.personal { response.wanted_claims() } else { None };
             response.discard().await;
-            Ok(status)
+            Ok((status, claims))
         };
-        let status = pingora::time::timeout(POST_TIMEOUT, work).await.unwrap_or_else(|_| Err(self.blame.timeout()))?;
+        let outcome = pingora::time::timeout(POST_TIMEOUT, work).await;
+        let (status, claims) = outcome.unwrap_or_else(|_| Err(self.blame.timeout()))?;
         match status {
             200..=299 => Ok(()),
             300..=399 => Err(self.blame.protocol(format!("a redirect ({status}); redirects are never followed"))),
-            401 | 403 => Err(self.blame.refused(status, None)),
+            401 | 403 => Err(self.blame.refused(status, claims)),
             404 | 410 => {
                 line.end();
                 Err(self.blame.session_lost())

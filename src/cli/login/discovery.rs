@@ -64,12 +64,16 @@ pub(super) async fn discover(web: &Web, url: &Url, issuer: Option<&str>) -> Resu
     let named = challenge.and_then(|text| parameter_of(text, "resource_metadata"));
     let named = named.and_then(|text| Url::parse(&text).ok());
     let scope = challenge.and_then(|text| parameter_of(text, "scope"));
-    let document = resource_metadata(web, url, named).await?.ok_or_else(|| match answer.status {
+    if named.as_ref().is_some_and(|named| named.origin() != url.origin()) {
+        return Err("the server says that it is described at another server (`resource_metadata`)".to_owned());
+    }
+    let found = resource_metadata(web, url, named).await?;
+    let (place, document) = found.ok_or_else(|| match answer.status {
         401 => "the server wants a login and does not say where (no RFC 9728 metadata)".to_owned(),
         status => format!("the server asks for no login (HTTP {status}, and no RFC 9728 metadata)"),
     })?;
     let resource = document.get("resource").and_then(Value::as_str).unwrap_or_default().to_owned();
-    if !is_of(&resource, url) {
+    if !is_of(&resource, url, &place) {
         return Err(format!("the server calls itself `{resource}`, which is not the address that was given"));
     }
     let servers = texts(&document, "authorization_servers");
@@ -89,7 +93,11 @@ pub(super) async fn discover(web: &Web, url: &Url, issuer: Option<&str>) -> Resu
 }
 
 /// The document that the challenge names, or else the one at the path's or the root's well-known place.
-async fn resource_metadata(web: &Web, url: &Url, named: Option<Url>) -> Result<Option<Map<String, Value>>, String> {
+async fn resource_metadata(
+    web: &Web,
+    url: &Url,
+    named: Option<Url>,
+) -> Result<Option<(Url, Map<String, Value>)>, String> {
     let path = url.path().trim_end_matches('/');
     let mut places = match named {
         Some(named) => vec![named],
@@ -99,18 +107,22 @@ async fn resource_metadata(web: &Web, url: &Url, named: Option<Url>) -> Result<O
     for place in places {
         let answer = web.get(&place).await.map_err(|error| error.to_string())?;
         if let (200, Some(document)) = (answer.status, answer.object()) {
-            return Ok(Some(document));
+            return Ok(Some((place, document)));
         }
     }
     Ok(None)
 }
 
-/// The same place, or one above it on the same server (RFC 9728 section 3.3, with HTTP+SSE below a route's own path).
-fn is_of(resource: &str, url: &Url) -> bool {
+/// RFC 9728 section 3.3: the very address that was given; or one above it on the same server (HTTP+SSE is below a route's
+/// own path), if the description stands at that one's own well-known place. Else whoever has a part of a server could have
+/// tokens made out for the whole of it.
+fn is_of(resource: &str, url: &Url, place: &Url) -> bool {
     let Ok(resource) = Url::parse(resource) else { return false };
-    let (above, path) = (resource.path().trim_end_matches('/'), url.path());
-    let below = path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    resource.origin() == url.origin() && below && resource.query() == url.query()
+    let bare = |url: &Url| url.path().trim_end_matches('/').to_owned();
+    let (above, path) = (bare(&resource), url.path());
+    let below = path.strip_prefix(above.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    let same = above == bare(url) || bare(place) == format!("{RESOURCE}{above}");
+    resource.origin() == url.origin() && below && resource.query() == url.query() && same
 }
 
 async fn server(web: &Web, issuer: &str) -> Result<Server, String> {
@@ -175,7 +187,10 @@ mod tests {
 
     #[test]
     fn a_resource_is_the_address_itself_or_above_it_on_the_same_server() {
-        let of = |resource: &str, url: &str| is_of(resource, &url.parse().unwrap());
+        let of = |resource: &str, url: &str| {
+            let own: Url = resource.parse().unwrap_or_else(|_| "https://gw.test".parse().unwrap());
+            is_of(resource, &url.parse().unwrap(), &at(&own, &format!("{RESOURCE}{}", own.path())))
+        };
         for (resource, url) in [
             ("https://gw.test/mcp", "https://gw.test/mcp"),
             ("https://GW.test:443/mcp/", "https://gw.test/mcp"),
@@ -194,6 +209,22 @@ mod tests {
         ] {
             assert!(!of(resource, url), "{resource} {url}");
         }
+    }
+
+    #[test]
+    fn who_has_a_part_of_a_server_does_not_speak_for_the_whole() {
+        let of = |resource: &str, url: &str, place: &str| {
+            is_of(resource, &url.parse().unwrap(), &format!("https://gw.test{place}").parse().unwrap())
+        };
+        let own = "https://gw.test/team-a/mcp";
+        for place in ["/team-a/metadata.json", "/.well-known/oauth-protected-resource/team-a/mcp"] {
+            assert!(of(own, own, place), "itself, wherever it is described");
+            assert!(!of("https://gw.test", own, place), "{place}");
+            assert!(!of("https://gw.test/team-a", own, place), "{place}");
+        }
+        assert!(of("https://gw.test", own, "/.well-known/oauth-protected-resource"));
+        assert!(of("https://gw.test/team-a", own, "/.well-known/oauth-protected-resource/team-a"));
+        assert!(!of("https://gw.test", own, "/.well-known/oauth-protected-resource/team-b"));
     }
 
     #[tokio::test]

@@ -62,6 +62,10 @@ pub(in crate::config) struct OnBehalfOf {
     /// What the token is for, as `api://<app>/.default`.
     #[schemars(with = "Strings")]
     pub scope: Option<Strings>,
+    /// Tells Entra that claims challenges are understood (the client capability `cp1`), for a backend that makes them:
+    /// tokens then live longer, and end at once when access does. Needs callers whose clients answer challenges.
+    /// Default: `false`.
+    pub continuous_access: Option<bool>,
 }
 
 /// A token for each caller, by any provider that speaks RFC 8693.

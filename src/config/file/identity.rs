@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::Client;
 use super::Login;
 use crate::config::scalar::Span;
 use crate::config::scalar::Strings;
@@ -98,8 +99,43 @@ pub(in crate::config) struct Entra {
     pub certificate_bound: Option<CertificateBound>,
     /// Whether its tokens must be bound to a key, as those of `oidc`. Default: `optional`.
     pub dpop: Option<Dpop>,
+    /// Callers who are in more groups than a token holds. Default: what is granted by group does not hold for them, what is
+    /// forbidden by group does.
+    pub groups: Option<Groups>,
     /// How MCP clients log in: Entra does not let them by itself. With several tenants they do at `organizations`.
     pub login: Option<Login>,
+}
+
+/// Asks Microsoft Graph for the groups that a token leaves out. They are ids of groups: policies must name them so.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct Groups {
+    /// With which kind of token Graph is asked.
+    #[schemars(with = "Resolve")]
+    pub resolve: Option<Resolve>,
+    /// The gateway's own app registration: for `on_behalf_of` the one that callers' tokens are for.
+    #[schemars(with = "Client")]
+    pub client: Option<Client>,
+    /// Where Graph is: `https://dod-graph.microsoft.us`, or one of your own beside `authority`. Default: that of the cloud.
+    pub graph: Option<String>,
+    /// Security groups alone; `false` for distribution lists, directory roles and administrative units, too. As the groups
+    /// claim of the app registration is configured. Default: `true`.
+    pub security_only: Option<bool>,
+    /// How long an answer is believed: who is taken out of a group may act as its member for so long. From `1s` to `1h`.
+    /// Default: `5m`.
+    pub keep: Option<Span>,
+    /// How long a caller waits for the answer, from `100ms` to `10s`; then the groups are unknown. Default: `3s`.
+    pub timeout: Option<Span>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::config) enum Resolve {
+    /// The gateway's own token asks about anybody, applications included: it needs the application permissions
+    /// `User.Read.All`, and `Application.Read.All` for applications.
+    ClientCredentials,
+    /// Each caller's own token, exchanged, asks about themselves: it needs the delegated permission `User.Read`. For people.
+    OnBehalfOf,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq)]

@@ -207,7 +207,8 @@ fn on_behalf_of(book: &mut Book<'_>, key: &Key, written: Option<file::OnBehalfOf
     let client = client(book, key, written.client);
     let scope = book.require(key, "scope", written.scope, "scope: api://notes/.default");
     let scope = words(book, &key.at("scope"), scope)?;
-    Some((Grant::OnBehalfOf { scope }, Place { token_url: Some(token_url?), client: Some(client?) }))
+    let continuous_access = written.continuous_access.unwrap_or(false);
+    Some((Grant::OnBehalfOf { scope, continuous_access }, Place { token_url: Some(token_url?), client: Some(client?) }))
 }
 
 fn exchange(book: &mut Book<'_>, key: &Key, written: Option<file::TokenExchange>) -> Aim {
@@ -334,7 +335,7 @@ fn url(book: &mut Book<'_>, key: &Key, text: &str) -> Option<Url> {
 }
 
 /// How the gateway proves itself: exactly one way.
-fn client(book: &mut Book<'_>, key: &Key, written: Option<file::Client>) -> Option<Client> {
+pub(super) fn client(book: &mut Book<'_>, key: &Key, written: Option<file::Client>) -> Option<Client> {
     let example = "client: { id: 11111111-2222-3333-4444-555555555555, secret: file:/run/secrets/client }";
     let written = book.require(key, "client", written, example)?;
     let key = &key.at("client");

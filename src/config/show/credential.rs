@@ -9,6 +9,7 @@ use super::path;
 use super::span;
 use super::text;
 use super::unless_empty;
+use super::word;
 use crate::credentials::Client;
 use crate::credentials::Config;
 use crate::credentials::Grant;
@@ -53,9 +54,15 @@ fn grant(grant: &Grant, place: &Place) -> (&'static str, Shown) {
     let token_url = || maybe(place.token_url.as_ref(), text);
     let who = || maybe(place.client.as_ref(), client);
     match grant {
-        Grant::OnBehalfOf { scope } => {
-            ("on_behalf_of", map([("token_url", token_url()), ("client", who()), ("scope", scopes(Some(scope)))]))
-        }
+        Grant::OnBehalfOf { scope, continuous_access } => (
+            "on_behalf_of",
+            map([
+                ("token_url", token_url()),
+                ("client", who()),
+                ("scope", scopes(Some(scope))),
+                ("continuous_access", word(continuous_access)),
+            ]),
+        ),
         Grant::Exchange { audience, resource, scope, actor } => (
             "token_exchange",
             map([
@@ -91,7 +98,7 @@ fn place(place: &Place) -> Shown {
     map([("token_url", maybe(place.token_url.as_ref(), text)), ("client", maybe(place.client.as_ref(), client))])
 }
 
-fn client(client: &Client) -> Shown {
+pub(super) fn client(client: &Client) -> Shown {
     let mut entries = vec![("id".to_owned(), text(&client.id))];
     let mut add = |name: &str, value: Shown| entries.push((name.to_owned(), value));
     match &client.proof {

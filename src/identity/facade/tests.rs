@@ -124,6 +124,7 @@ fn a_place_of_entra_calls_itself_by_the_tenant_that_it_is_of() {
             applications: true,
             certificate_bound: super::super::Demand::Optional,
             dpop: super::super::Demand::Optional,
+            groups: None,
         };
         let (issuer, entra) = (directory.place(), Some(directory.named_there()));
         let login = Login { issuer, entra, client_id: "public-1".into(), ..Login::default() };

@@ -107,6 +107,7 @@ impl Tower {
             applications: true,
             certificate_bound: Demand::Optional,
             dpop: Demand::Optional,
+            groups: None,
         }
     }
 
@@ -319,6 +320,7 @@ fn every_cloud_has_issuers_of_both_versions() {
             applications: true,
             certificate_bound: Demand::Optional,
             dpop: Demand::Optional,
+            groups: None,
         };
         assert_eq!(identity_of(entra).authorization_servers("https://gw"), [format!("{new}/{CONTOSO}/v2.0")]);
     }
@@ -541,4 +543,24 @@ async fn what_cannot_work_is_said_at_start_and_entries_side_by_side_are_asked_in
     accepted(&two, &tower.in_tenant(CONTOSO)).await;
     let words = refused(&two, &tower.in_tenant(FABRIKAM)).await;
     assert!(words.contains("expected `api://other`"), "each with an audience of its own: {words}");
+}
+
+#[tokio::test]
+async fn where_people_are_at_entra_clients_go_there_first_and_ask_for_scopes_as_it_wants_them() {
+    let tower = Tower::start().await;
+    let entra = tower.config(listed(&[CONTOSO]));
+    let login = |issuer: &str, named, scope_prefix: &str| facade::Login {
+        issuer: issuer.into(),
+        entra: named,
+        client_id: "c".into(),
+        scope_prefix: scope_prefix.into(),
+        ..facade::Login::default()
+    };
+    let logins = vec![login(ISSUER, None, "x:"), login(&entra.place(), Some(entra.named_there()), "https://gw/")];
+    let issuers = vec![issuer(ISSUER, Keys::Url(format!("{}/jwks", tower.idp.url)))];
+    let config = Config { entra: vec![entra], issuers, logins, ..Config::default() };
+    let identity = Identity::new(config).expect("identity");
+    assert_eq!(identity.asked_as(&["mcp.read".to_owned()]), ["https://gw/mcp.read"]);
+    let servers = identity.authorization_servers("https://gw");
+    assert!(servers.len() == 2 && servers[0].contains(CONTOSO), "{servers:?}");
 }

@@ -1,5 +1,8 @@
 //! `entra`, as meant: which tenants, for which application, in which cloud.
 
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
 use url::Url;
 
 use super::audiences;
@@ -11,9 +14,13 @@ use crate::config::book::Book;
 use crate::config::book::Key;
 use crate::config::file;
 use crate::config::file::Access;
+use crate::config::meaning::credential;
+use crate::config::scalar::Span;
 use crate::config::scalar::short;
 use crate::identity::entra::Cloud;
 use crate::identity::entra::Entra;
+use crate::identity::entra::Groups;
+use crate::identity::entra::Resolve;
 use crate::identity::entra::Tenants;
 use crate::identity::entra::is_id;
 
@@ -26,6 +33,14 @@ const DEFAULT_URI: &str = "api://";
 const AUDIENCE: &str = r#"audience: "api://11111111-2222-3333-4444-555555555555""#;
 const TENANT: &str = "tenant: contoso.onmicrosoft.com";
 
+/// How long what Graph said is believed.
+const KEEP: Duration = Duration::from_secs(5 * 60);
+const KEEP_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60 * 60);
+
+/// A caller waits for it.
+const TIMEOUT: Duration = Duration::from_secs(3);
+const TIMEOUT_RANGE: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(10);
+
 pub(super) fn entra(book: &mut Book<'_>, key: &Key, written: file::Entra) -> Option<Entra> {
     let audiences = audiences(book, key, written.audience, AUDIENCE);
     let leeway = leeway(book, key, written.leeway);
@@ -35,6 +50,7 @@ pub(super) fn entra(book: &mut Book<'_>, key: &Key, written: file::Entra) -> Opt
         Some(file::Cloud::UsGovernment) => Cloud::UsGovernment,
         Some(file::Cloud::Public) | None => Cloud::Public,
     };
+    let groups = groups(book, &key.at("groups"), written.groups, authority.is_none().then_some(cloud));
     let allowed = |access: Option<Access>| access != Some(Access::Deny);
     let tenants = match (written.tenant, written.tenants) {
         (Some(_), Some(_)) => {
@@ -48,17 +64,72 @@ pub(super) fn entra(book: &mut Book<'_>, key: &Key, written: file::Entra) -> Opt
             return None;
         }
     };
+    let audiences = both_forms(audiences?);
+    if let Some(groups) = &groups {
+        check_assertions(book, &key.at("groups"), groups, &audiences);
+    }
     Some(Entra {
         cloud,
         authority,
         tenants,
-        audiences: both_forms(audiences?),
+        audiences,
         leeway,
         guests: allowed(written.guests),
         applications: allowed(written.applications),
         certificate_bound: certificate_bound(written.certificate_bound),
         dpop: dpop(written.dpop),
+        groups,
     })
+}
+
+/// `cloud`: unless there is an emulator in its place.
+fn groups(book: &mut Book<'_>, key: &Key, written: Option<file::Groups>, cloud: Option<Cloud>) -> Option<Groups> {
+    let written = written?;
+    let resolve = book.require(key, "resolve", written.resolve, "resolve: on_behalf_of").map(|resolve| match resolve {
+        file::Resolve::ClientCredentials => Resolve::ClientCredentials,
+        file::Resolve::OnBehalfOf => Resolve::OnBehalfOf,
+    });
+    let client = credential::client(book, key, written.client);
+    let graph = match (written.graph, cloud) {
+        (Some(written), _) => graph(book, &key.at("graph"), &written),
+        (None, Some(cloud)) => Url::parse(cloud.graph()).ok(),
+        (None, None) => {
+            book.missing(&key.at("graph"), "is missing: beside `authority` nobody else knows where Graph is");
+            None
+        }
+    };
+    let within = |book: &mut Book<'_>, name: &str, written: Option<Span>, default, range: RangeInclusive<Duration>| {
+        let span = book.span(key, name, written, default);
+        if !range.contains(&span) {
+            book.error(&key.at(name), format!("must be from {:?} to {:?}", range.start(), range.end()));
+        }
+        span
+    };
+    let keep = within(book, "keep", written.keep, KEEP, KEEP_RANGE);
+    let timeout = within(book, "timeout", written.timeout, TIMEOUT, TIMEOUT_RANGE);
+    let security_only = written.security_only.unwrap_or(true);
+    Some(Groups { resolve: resolve?, client: client?, graph: graph?, security_only, keep, timeout })
+}
+
+fn graph(book: &mut Book<'_>, key: &Key, written: &str) -> Option<Url> {
+    check_url(book, key, written, "where Microsoft Graph is");
+    let url = Url::parse(&format!("{}/", written.trim_end_matches('/'))).ok();
+    if url.as_ref().is_some_and(|url| url.query().is_some() || url.fragment().is_some()) {
+        book.error(key, "must be without query and fragment");
+    }
+    url
+}
+
+/// Entra exchanges a token only for the application that it is for.
+fn check_assertions(book: &mut Book<'_>, key: &Key, groups: &Groups, audiences: &[String]) {
+    let id = groups.client.id.to_ascii_lowercase();
+    let mut ids = audiences.iter().filter(|audience| is_id(audience)).peekable();
+    if groups.resolve == Resolve::OnBehalfOf && ids.peek().is_some() && !ids.any(|ours| *ours == id) {
+        book.warn(
+            &key.at("client").at("id"),
+            "is none of the `audience`: Entra exchanges a token only for the application that it is for",
+        );
+    }
 }
 
 fn several_of(book: &mut Book<'_>, key: &Key, written: &[String]) -> Option<Tenants> {
