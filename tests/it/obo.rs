@@ -2,25 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::collections::HashMap;
-use std::convert::Infallible;
 use std::process::Command;
-use std::sync::Mutex;
 use std::time::Duration;
 use std::time::Instant;
 
-use axum::body::Body;
-use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use serde_json::json;
-use tokio::sync::mpsc;
 
 use crate::entra::CLIENT;
 use crate::entra::Entra;
 use crate::entra::SCOPE;
-use crate::entra::content;
 use crate::entra::upstream;
 use crate::harness::Answer;
 use crate::harness::Rig;
@@ -28,8 +21,6 @@ use crate::harness::client;
 use crate::harness::load;
 use crate::harness::modern_request;
 use crate::live;
-use crate::scripted;
-use crate::scripted::Scripted;
 
 fn look() -> Value {
     json!({ "name": "look", "arguments": {} })
@@ -93,7 +84,6 @@ fn essential(form: &Value) -> BTreeMap<String, String> {
         let text = value.as_str().unwrap();
         let text = match name.as_str() {
             "scope" => text.split(' ').filter(|word| !["openid", "profile", "offline_access"].contains(word)).collect(),
-            "claims" => serde_json::from_str::<Value>(text).unwrap().to_string(),
             // Fresh each time; the provider has verified it.
             "client_assertion" => text.split('.').next().map(header_of).unwrap(),
             _ => text.to_owned(),
@@ -120,14 +110,10 @@ async fn the_gateway_sends_field_by_field_what_microsofts_own_clients_send() {
     let mut with_certificate = entra.on_behalf_of();
     with_certificate["on_behalf_of"]["client"] =
         json!({ "id": CLIENT, "key": format!("file:{}", key.display()), "certificate": certificate });
-    let mut capable = entra.on_behalf_of();
-    capable["on_behalf_of"]["continuous_access"] = json!(true);
     let as_text = |path: &std::path::Path| path.to_str().unwrap().to_owned();
-    let secret = || vec!["s3cret".to_owned()];
-    for (kind, capability, proof, credential) in [
-        ("secret", "", secret(), entra.on_behalf_of()),
-        ("secret", "cp1", secret(), capable),
-        ("certificate", "", vec![as_text(&key), as_text(&certificate)], with_certificate),
+    for (kind, proof, credential) in [
+        ("secret", vec!["s3cret".to_owned()], entra.on_behalf_of()),
+        ("certificate", vec![as_text(&key), as_text(&certificate)], with_certificate),
     ] {
         let token = entra.token("alice").await;
         entra.control(json!({ "forget": true })).await;
@@ -137,8 +123,7 @@ async fn the_gateway_sends_field_by_field_what_microsofts_own_clients_send() {
         let mut node = Command::new(live::tool("WARDGATE_NODE"));
         node.arg(live::real("msal_obo.mjs")).args([&entra.authority(), CLIENT, SCOPE, &token, kind]).args(&proof);
         node.env("WARDGATE_NODE_MODULES", live::tool("WARDGATE_NODE_MODULES")).env("NODE_EXTRA_CA_CERTS", &ca);
-        for mut command in [python, node] {
-            command.env("CAPABILITY", capability);
+        for command in [python, node] {
             let output = tokio::process::Command::from(command).output().await.unwrap();
             let text = String::from_utf8_lossy(&output.stdout);
             assert!(text.contains("\"access_token\": \"t.") || text.contains("\"access_token\":\"t."), "{output:?}");
@@ -149,7 +134,6 @@ async fn the_gateway_sends_field_by_field_what_microsofts_own_clients_send() {
         let [python, node, gateway] = forms.as_slice() else { panic!("{} requests", forms.len()) };
         assert_eq!(essential(gateway), essential(python), "{kind}: msal for Python");
         assert_eq!(essential(gateway), essential(node), "{kind}: msal-node");
-        assert_eq!(gateway["claims"].as_str().is_some_and(|claims| claims.contains("cp1")), !capability.is_empty());
         rig.app.shutdown().await;
     }
 }
@@ -250,70 +234,6 @@ async fn a_claims_challenge_of_the_upstream_is_answered_once_and_then_passed_on(
     assert!(bob.header("www-authenticate").unwrap().contains(&STANDARD.encode(WANTED)));
     assert!(!bob.text.contains("canary"));
     assert_eq!(entra.exchanges("bob").await, 2, "once, and once more");
-    rig.app.shutdown().await;
-}
-
-/// A server of 2024-11-05: its answers come on the caller's own stream. Some callers it refuses at the stream, some at the
-/// message, unless their token was asked for with what it wants.
-async fn old_server(wanted: &'static str) -> Scripted {
-    let streams: Mutex<HashMap<String, mpsc::UnboundedSender<String>>> = Mutex::default();
-    Scripted::start(move |method, headers, message| {
-        let token = content(headers);
-        let user = token["user"].as_str().unwrap_or_default().to_owned();
-        let at_stream = method == axum::http::Method::GET;
-        let refused = match user.as_str() {
-            "alice" => at_stream && token["claims"].is_null(),
-            "bob" => at_stream,
-            "eve" => message["method"] == "tools/call",
-            _ => false,
-        };
-        if refused {
-            let challenge = format!("Bearer error=\"insufficient_claims\", claims=\"{}\"", STANDARD.encode(wanted));
-            let answer = Response::builder().status(401).header("www-authenticate", challenge);
-            return answer.body(Body::from("canary")).unwrap();
-        }
-        if at_stream {
-            let (say, said) = mpsc::unbounded_channel();
-            say.send("event: endpoint\ndata: /messages\n\n".to_owned()).unwrap();
-            streams.lock().unwrap().insert(user, say);
-            let events = futures_util::stream::unfold(said, |mut said: mpsc::UnboundedReceiver<String>| async move {
-                said.recv().await.map(|event| (Ok::<_, Infallible>(event), said))
-            });
-            return Response::builder().header("content-type", "text/event-stream").body(Body::from_stream(events)).unwrap();
-        }
-        let result = match message["method"].as_str().unwrap_or_default() {
-            "initialize" => json!({ "protocolVersion": "2024-11-05", "capabilities": { "tools": {} }, "serverInfo": { "name": "s", "version": "1" } }),
-            "tools/list" => scripted::two_tools(),
-            _ => json!({ "content": [{ "type": "text", "text": token.to_string() }] }),
-        };
-        if !message["id"].is_null() {
-            let answer = json!({ "jsonrpc": "2.0", "id": message["id"], "result": result });
-            let _ = streams.lock().unwrap()[&user].send(format!("event: message\ndata: {answer}\n\n"));
-        }
-        Response::builder().status(202).body(Body::empty()).unwrap()
-    })
-    .await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_claims_challenge_of_a_server_of_2024_11_05_is_understood_alike() {
-    const WANTED: &str = r#"{"access_token":{"nbf":{"essential":true,"value":"1900000000"}}}"#;
-    let entra = Entra::start();
-    let upstream = old_server(WANTED).await;
-    let rig = Rig::with(|file| {
-        entra.adjust(file, &upstream.url, "legacy", entra.on_behalf_of());
-        file["backends"]["notes"] =
-            json!({ "sse": { "url": upstream.url }, "trust_annotations": true, "credential": entra.on_behalf_of() });
-    })
-    .await;
-    served(&called(&rig, &entra.token("carol").await).await);
-    assert_eq!(served(&called(&rig, &entra.token("alice").await).await)["claims"], WANTED);
-    for user in ["bob", "eve"] {
-        let answer = called(&rig, &entra.token(user).await).await;
-        assert_eq!(reason(&answer), (401, "interaction_required"), "{user}");
-        assert!(answer.header("www-authenticate").unwrap().contains(&STANDARD.encode(WANTED)), "{user}");
-        assert!(!answer.text.contains("canary"));
-    }
     rig.app.shutdown().await;
 }
 

@@ -2,8 +2,6 @@
 //
 //   node msal_obo.mjs AUTHORITY CLIENT SCOPE TOKEN secret SECRET
 //   node msal_obo.mjs AUTHORITY CLIENT SCOPE TOKEN certificate KEY CERTIFICATE
-//
-// With a client capability, if $CAPABILITY names one.
 import crypto from 'node:crypto';
 import fs from 'node:fs';
 import { createRequire } from 'node:module';
@@ -11,7 +9,6 @@ import { createRequire } from 'node:module';
 const { ConfidentialClientApplication } = createRequire(`${process.env.WARDGATE_NODE_MODULES}/`)('@azure/msal-node');
 const [authority, clientId, scope, oboAssertion, kind, first, second] = process.argv.slice(2);
 const auth = { clientId, authority, knownAuthorities: [new URL(authority).host] };
-if (process.env.CAPABILITY) auth.clientCapabilities = [process.env.CAPABILITY];
 if (kind === 'secret') {
   auth.clientSecret = first;
 } else {

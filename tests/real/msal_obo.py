@@ -2,8 +2,6 @@
 
     msal_obo.py AUTHORITY CA CLIENT SCOPE TOKEN secret SECRET
     msal_obo.py AUTHORITY CA CLIENT SCOPE TOKEN certificate KEY CERTIFICATE
-
-With a client capability, if $CAPABILITY names one.
 """
 
 import json
@@ -23,11 +21,6 @@ else:
     key, certificate = (open(path, encoding="ascii").read() for path in proof)
     credential = {"private_key": key, "public_certificate": certificate}
 application = msal.ConfidentialClientApplication(
-    client,
-    authority=authority,
-    client_credential=credential,
-    verify=ca,
-    instance_discovery=False,
-    client_capabilities=[name for name in [os.environ.get("CAPABILITY")] if name],
+    client, authority=authority, client_credential=credential, verify=ca, instance_discovery=False
 )
 print(json.dumps(application.acquire_token_on_behalf_of(token, [scope]), default=str))
