@@ -276,6 +276,7 @@ mod tests {
         metrics.listeners(1, 2, 3);
         metrics.backend("vault", true, 7);
         metrics.api_keys(&[api_key::Use { name: "ci".into(), print: "2f1c07be".into(), at: 9 }]);
+        metrics.entra_groups(&[("refused", 1), ("resolved", 2)]);
         metrics.audit(&audit::Status { written: 5, dropped: 1, healthy: true, seq: 5, hash: [0; 32] });
         metrics.loaded();
         metrics.reloaded(false);

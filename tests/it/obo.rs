@@ -276,7 +276,7 @@ async fn old_server(wanted: &'static str) -> Scripted {
             let (say, said) = mpsc::unbounded_channel();
             say.send("event: endpoint\ndata: /messages\n\n".to_owned()).unwrap();
             streams.lock().unwrap().insert(user, say);
-            let events = futures_util::stream::unfold(said, async |mut said| {
+            let events = futures_util::stream::unfold(said, |mut said: mpsc::UnboundedReceiver<String>| async move {
                 said.recv().await.map(|event| (Ok::<_, Infallible>(event), said))
             });
             return Response::builder().header("content-type", "text/event-stream").body(Body::from_stream(events)).unwrap();

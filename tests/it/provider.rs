@@ -97,7 +97,9 @@ impl Provider {
             ("audience", AUDIENCE),
             ("scope", "mcp.read"),
         ];
-        let sent = self.client.post(format!("{}/token", self.issuer)).form(&form).send().await.unwrap();
+        let form = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
+        let sent = self.client.post(format!("{}/token", self.issuer)).body(form);
+        let sent = sent.header("content-type", "application/x-www-form-urlencoded").send().await.unwrap();
         let answer: Value = sent.json().await.unwrap();
         answer["access_token"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
     }
