@@ -5,6 +5,7 @@ mod groups;
 mod loading;
 mod lowering;
 mod property;
+mod shadows;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
