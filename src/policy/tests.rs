@@ -173,7 +173,15 @@ fn forbid_overrides_permit_and_is_named() {
     let denial = policy
         .authorize(&caller("alice", &[]), call(&tool("kv.read", Effect::Read), None), &noon())
         .expect_err("forbidden");
-    assert_eq!(denial, Denial { reason: Reason::Forbidden, policies: Arc::new(["no".to_owned()]), listed: false, shadows: Arc::default() });
+    assert_eq!(
+        denial,
+        Denial {
+            reason: Reason::Forbidden,
+            policies: Arc::new(["no".to_owned()]),
+            listed: false,
+            shadows: Arc::default()
+        }
+    );
     assert!(judge(&policy, &caller("alice", &[]), &tool("kv.list", Effect::Read), "{}", &noon()).is_ok());
 }
 

@@ -143,7 +143,8 @@ fn what_cannot_be_understood_in_a_file_is_refused_with_its_place() {
 /// Bless with WARDGATE_BLESS=1 after a change that is meant.
 #[test]
 fn the_matrix_of_an_example_is_as_committed() {
-    let (cases, snapshot) = (root("policies/matrix/several-backends.yaml"), root("policies/matrix/several-backends.txt"));
+    let (cases, snapshot) =
+        (root("policies/matrix/several-backends.yaml"), root("policies/matrix/several-backends.txt"));
     if std::env::var_os("WARDGATE_BLESS").is_some() {
         let (_, text) = said(&["matrix", &cases]);
         std::fs::write(&snapshot, format!("{}\n", text.trim_end())).expect("the snapshot is written");
@@ -182,7 +183,10 @@ fn an_explanation_names_the_policies_and_what_would_be_needed() {
     let explain = |more: &[&str]| said(&[&["explain", "-c", &rules, "--effect", "read"], more].concat());
     let (code, text) = explain(&["house/look", "--scope", "read"]);
     assert_eq!(code, crate::cli::OK, "{text}");
-    assert!(text.starts_with("allow\n") && text.contains("rules.cedar:1") && text.contains("permit (principal in"), "{text}");
+    assert!(
+        text.starts_with("allow\n") && text.contains("rules.cedar:1") && text.contains("permit (principal in"),
+        "{text}"
+    );
     let (code, text) = explain(&["house/look", "--mode", "read-only"]);
     assert_eq!(code, crate::cli::FAILED);
     assert!(text.contains("nothing permits it") && text.contains("  - scope read\n"), "{text}");
@@ -198,7 +202,8 @@ fn an_explanation_names_the_policies_and_what_would_be_needed() {
 
 #[test]
 fn a_difference_is_told_by_cell_and_ends_with_one() {
-    let folder = folder(&[("old.cedar", RULES), ("new.cedar", &RULES.replace("\"read\", action", "\"other\", action"))]);
+    let folder =
+        folder(&[("old.cedar", RULES), ("new.cedar", &RULES.replace("\"read\", action", "\"other\", action"))]);
     std::fs::write(within(&folder, "cases.yaml"), CASES.replace("policies: [rules.cedar]\n", "")).expect("cases");
     let (old, new, cases) = (within(&folder, "old.cedar"), within(&folder, "new.cedar"), within(&folder, "cases.yaml"));
     assert_eq!(said(&["diff", &old, &old, "--cases", &cases]).0, crate::cli::OK);
@@ -221,9 +226,21 @@ fn past_requests_are_judged_anew_and_what_no_record_holds_is_unknown() {
         record("tools/call", "look", r#""scopes":["read"],"decision":"allowed","policies":["readers"]"#),
         record("tools/call", "look", r#""scopes":["read"],"decision":"allowed","policies":["readers"]"#),
         record("tools/call", "look", r#""scopes":["other"],"decision":"refused","denial":"not_granted""#),
-        record("tools/call", "open", r#""scopes":["read"],"args_digest":"d","decision":"allowed","policies":["readers"]"#),
-        record("tools/call", "open", r#""scopes":["other"],"args_digest":"d","decision":"refused","denial":"not_granted""#),
-        record("tools/call", "look", r#""scopes":["read"],"scopes_more":3,"decision":"allowed","policies":["readers"]"#),
+        record(
+            "tools/call",
+            "open",
+            r#""scopes":["read"],"args_digest":"d","decision":"allowed","policies":["readers"]"#,
+        ),
+        record(
+            "tools/call",
+            "open",
+            r#""scopes":["other"],"args_digest":"d","decision":"refused","denial":"not_granted""#,
+        ),
+        record(
+            "tools/call",
+            "look",
+            r#""scopes":["read"],"scopes_more":3,"decision":"allowed","policies":["readers"]"#,
+        ),
         record("tools/call", "look", r#""decision":"refused","reason":"limited""#),
         r#"{"seq":9,"kind":"reload","at":"2026-03-02T12:00:00Z"}"#.to_owned(),
     ];
@@ -265,4 +282,28 @@ fn a_policy_in_shadow_mode_is_seen_and_not_in_force() {
     let (code, text) = said(&["explain", "-c", &rules, "--effect", "read", "--scope", "read", "house/look"]);
     assert_eq!(code, crate::cli::OK);
     assert!(text.contains("in shadow mode, and would change it:\n  `trial`"), "{text}");
+}
+
+#[test]
+fn zz_docs() {
+    let show = |words: &[&str]| println!("$ {words:?}\n{:?}\n{}", said(words).0, said(words).1);
+    let config = root("config/examples/several-backends.yaml");
+    show(&["test", &root("policies/tests")]);
+    show(&["matrix", &root("policies/matrix/several-backends.yaml")]);
+    show(&["explain", "-c", &config, "files/write_file", "--effect", "write", "--scope", "mcp.read"]);
+    show(&["explain", "-c", &config, "vault/write", "--scope", "mcp.read"]);
+    show(&[
+        "explain",
+        "-c",
+        &root("policies/per-scope.cedar"),
+        "vault/wipe",
+        "--effect",
+        "destroy",
+        "--scope",
+        "mcp.destroy",
+        "--arguments",
+        "{\"namespace\":\"production\"}",
+    ]);
+    let folder = folder(&[("rules.cedar", RULES), ("cases.yaml", CASES)]);
+    show(&["test", &within(&folder, "cases.yaml")]);
 }

@@ -14,7 +14,8 @@ fn shadows(policy: &Policy, decl: &Arc<Decl>, args: &str) -> (bool, Vec<String>)
 #[test]
 fn a_shadow_is_told_where_it_would_change_the_answer_and_changes_none() {
     let trial = "@id(\"no-x\") @shadow(\"true\") forbid (principal, action, resource) when { resource.name == \"x\" };";
-    let more = "@id(\"write\") @shadow(\"true\") permit (principal, action, resource) when { resource.effect == \"write\" };";
+    let more =
+        "@id(\"write\") @shadow(\"true\") permit (principal, action, resource) when { resource.effect == \"write\" };";
     let policy = policy(&[], &[READ, trial, more]);
     assert_eq!(shadows(&policy, &tool("x", Effect::Read), "{}"), (true, vec!["no-x".to_owned()]));
     assert_eq!(shadows(&policy, &tool("y", Effect::Read), "{}"), (true, vec![]));
