@@ -283,27 +283,3 @@ fn a_policy_in_shadow_mode_is_seen_and_not_in_force() {
     assert_eq!(code, crate::cli::OK);
     assert!(text.contains("in shadow mode, and would change it:\n  `trial`"), "{text}");
 }
-
-#[test]
-fn zz_docs() {
-    let show = |words: &[&str]| println!("$ {words:?}\n{:?}\n{}", said(words).0, said(words).1);
-    let config = root("config/examples/several-backends.yaml");
-    show(&["test", &root("policies/tests")]);
-    show(&["matrix", &root("policies/matrix/several-backends.yaml")]);
-    show(&["explain", "-c", &config, "files/write_file", "--effect", "write", "--scope", "mcp.read"]);
-    show(&["explain", "-c", &config, "vault/write", "--scope", "mcp.read"]);
-    show(&[
-        "explain",
-        "-c",
-        &root("policies/per-scope.cedar"),
-        "vault/wipe",
-        "--effect",
-        "destroy",
-        "--scope",
-        "mcp.destroy",
-        "--arguments",
-        "{\"namespace\":\"production\"}",
-    ]);
-    let folder = folder(&[("rules.cedar", RULES), ("cases.yaml", CASES)]);
-    show(&["test", &within(&folder, "cases.yaml")]);
-}
