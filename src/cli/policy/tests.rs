@@ -180,7 +180,7 @@ fn a_matrix_that_changed_is_told_line_by_line() {
 fn an_explanation_names_the_policies_and_what_would_be_needed() {
     let folder = folder(&[("rules.cedar", RULES)]);
     let rules = within(&folder, "rules.cedar");
-    let explain = |more: &[&str]| said(&[&["explain", "-c", &rules, "--effect", "read"], more].concat());
+    let explain = |more: &[&str]| said(&[&["explain", "-c", &rules, "--effect", "read"][..], more].concat());
     let (code, text) = explain(&["house/look", "--scope", "read"]);
     assert_eq!(code, crate::cli::OK, "{text}");
     assert!(
@@ -195,7 +195,8 @@ fn an_explanation_names_the_policies_and_what_would_be_needed() {
     let words = ["explain", "-c", &rules, "--effect", "write", "house/look", "--mode", "read-only", "--format", "json"];
     let (_, text) = said(&words);
     let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-    assert_eq!((&json["reason"], &json["admitted_by_mode"]), (&"ceiling".into(), &false.into()));
+    assert_eq!(json["reason"], "ceiling");
+    assert_eq!(json["admitted_by_mode"], false);
     // No mode helps a tool that writes: these rules let nobody write.
     assert_eq!(json["needed"], serde_json::json!([["scope read", "the tool classified as read"]]));
 }
@@ -203,7 +204,7 @@ fn an_explanation_names_the_policies_and_what_would_be_needed() {
 #[test]
 fn a_difference_is_told_by_cell_and_ends_with_one() {
     let folder =
-        folder(&[("old.cedar", RULES), ("new.cedar", &RULES.replace("\"read\", action", "\"other\", action"))]);
+        folder(&[("old.cedar", RULES), ("new.cedar", RULES.replace("\"read\", action", "\"other\", action").as_str())]);
     std::fs::write(within(&folder, "cases.yaml"), CASES.replace("policies: [rules.cedar]\n", "")).expect("cases");
     let (old, new, cases) = (within(&folder, "old.cedar"), within(&folder, "new.cedar"), within(&folder, "cases.yaml"));
     assert_eq!(said(&["diff", &old, &old, "--cases", &cases]).0, crate::cli::OK);
@@ -246,15 +247,17 @@ fn past_requests_are_judged_anew_and_what_no_record_holds_is_unknown() {
     ];
     let folder = folder(&[
         ("old.cedar", RULES),
-        ("new.cedar", &RULES.replace("\"read\", action", "\"other\", action")),
-        ("audit.jsonl", &log.join("\n")),
+        ("new.cedar", RULES.replace("\"read\", action", "\"other\", action").as_str()),
+        ("audit.jsonl", log.join("\n").as_str()),
     ]);
     let (old, new, log) = (within(&folder, "old.cedar"), within(&folder, "new.cedar"), within(&folder, "audit.jsonl"));
     let (code, text) = said(&["diff", &old, &new, "--replay", &log, "--format", "json"]);
     assert_eq!(code, crate::cli::FAILED, "{text}");
     let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     let replay = &json["replay"];
-    assert_eq!((&replay["requests"], &replay["unjudged"], &replay["same"]), (&7.into(), &1.into(), &0.into()));
+    for (name, expected) in [("requests", 7), ("unjudged", 1), ("same", 0)] {
+        assert_eq!(replay[name], expected, "{text}");
+    }
     let found = |now: &str, target: &str| {
         let changes = replay["changes"].as_array().expect("changes");
         let these = changes.iter().filter(|change| change["now"] == now && change["target"] == target);
@@ -275,7 +278,7 @@ fn past_requests_are_judged_anew_and_what_no_record_holds_is_unknown() {
 #[test]
 fn a_policy_in_shadow_mode_is_seen_and_not_in_force() {
     let shadow = format!("{RULES}\n@id(\"trial\")\n@shadow(\"true\")\nforbid (principal, action, resource);\n");
-    let folder = folder(&[("rules.cedar", &shadow), ("cases.yaml", CASES)]);
+    let folder = folder(&[("rules.cedar", shadow.as_str()), ("cases.yaml", CASES)]);
     let (_, text) = said(&["matrix", &within(&folder, "cases.yaml")]);
     assert!(text.contains("allow (shadow: trial)"), "{text}");
     let rules = within(&folder, "rules.cedar");
