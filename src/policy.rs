@@ -27,11 +27,13 @@
 mod engine;
 mod facts;
 mod grants;
+mod grounds;
 mod groupless;
 mod load;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -40,6 +42,9 @@ use std::time::SystemTime;
 use self::engine::Engine;
 use self::engine::Verdict;
 use self::grants::Lowered;
+pub use self::grounds::Origin;
+pub use self::grounds::Place;
+pub use self::grounds::Whom;
 use self::load::Loaded;
 use crate::catalog::Action;
 use crate::catalog::Call;
@@ -71,7 +76,12 @@ pub struct Grant {
     pub allow: Vec<Effect>,
     /// `backend/tool` globs; empty means all.
     pub tools: Vec<String>,
+    /// Not in force: noted where it would have changed the answer.
+    pub shadow: bool,
 }
+
+/// The annotation of a policy that is only noted.
+const SHADOW: &str = "shadow";
 
 impl Grant {
     /// Is it for this caller? What the policies that it becomes ask first.
@@ -118,7 +128,7 @@ pub enum Error {
 /// Making it is not:
 /// ```compile_fail,E0451
 /// fn forge(call: wardgate::catalog::Call) -> wardgate::policy::Permit {
-///     wardgate::policy::Permit { call, caller: None, owner: "".into(), policies: std::sync::Arc::new([]) }
+///     wardgate::policy::Permit { call, caller: None, owner: "".into(), policies: std::sync::Arc::new([]), shadows: std::sync::Arc::new([]) }
 /// }
 /// ```
 #[derive(Debug)]
@@ -128,6 +138,7 @@ pub struct Permit {
     caller: Option<Principal>,
     owner: Arc<str>,
     policies: Arc<[String]>,
+    shadows: Arc<[String]>,
 }
 
 impl Permit {
@@ -149,6 +160,11 @@ impl Permit {
     pub fn policies(&self) -> &Arc<[String]> {
         &self.policies
     }
+
+    /// Ids of the policies in shadow mode that would have made it a no.
+    pub fn shadows(&self) -> &Arc<[String]> {
+        &self.shadows
+    }
 }
 
 #[cfg(test)]
@@ -159,11 +175,12 @@ impl Permit {
     }
 
     pub fn for_tests_of(call: Call, owner: &str) -> Permit {
-        Permit { call, caller: None, owner: owner.into(), policies: Arc::new([]) }
+        Permit { call, caller: None, owner: owner.into(), policies: Arc::new([]), shadows: Arc::new([]) }
     }
 
     pub fn for_tests_by(call: Call, caller: &Principal) -> Permit {
-        Permit { call, owner: caller.key().clone(), caller: Some(caller.clone()), policies: Arc::new([]) }
+        let (owner, caller) = (caller.key().clone(), Some(caller.clone()));
+        Permit { call, owner, caller, policies: Arc::new([]), shadows: Arc::new([]) }
     }
 }
 
@@ -175,6 +192,8 @@ pub struct Denial {
     pub policies: Arc<[String]>,
     /// The call is denied for these arguments only: the tool itself is listed for this principal.
     pub listed: bool,
+    /// Ids of the policies in shadow mode that would have made it a yes.
+    pub shadows: Arc<[String]>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -207,13 +226,50 @@ pub struct Listed {
     /// One answer for each declaration, in order.
     pub listed: Vec<bool>,
     /// No answer depends on the context (the mode aside): they hold for this authority and mode as long as the policies.
+    /// And no policy in shadow mode has anything to say, which is to be noted each time.
     pub cacheable: bool,
+    /// Ids of the policies in shadow mode that would have shown or hidden some.
+    pub shadows: Arc<[String]>,
 }
+
+/// What comes of a question before its arguments are known.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Outlook {
+    pub prospect: Prospect,
+    /// Ids of the policies that decide it, now or once the arguments are known.
+    pub policies: Arc<[String]>,
+    /// Ids of the policies in shadow mode that would change the prospect.
+    pub shadows: Arc<[String]>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Prospect {
+    /// Allowed, whatever the arguments and the circumstances (certificate, address, time).
+    Allow,
+    /// The circumstances decide; whether these are such that it is allowed.
+    Depends { allowed: bool },
+    /// In these circumstances the arguments decide.
+    Listed,
+    /// Denied, whatever the arguments and the circumstances.
+    Deny(Reason),
+}
+
+/// A policy in shadow mode: judged as if it were in force beside those that are, and only noted.
+struct Trial {
+    id: String,
+    engine: Engine,
+}
+
+/// Each costs every judgement one more.
+const SHADOWS_MAX: usize = 16;
 
 /// The judgement as configured. Immutable: a reload makes a new one, with nothing remembered.
 pub struct Policy {
     engine: Engine,
+    trials: Vec<Trial>,
     lowered: Lowered,
+    origins: Vec<Origin>,
+    whom: BTreeSet<Whom>,
     notes: Vec<String>,
 }
 
@@ -230,15 +286,28 @@ impl Policy {
         for (file, text) in &config.sources {
             loaded.source(file, text, &mut errors);
         }
-        let Loaded { policies, reads_args, notes, .. } = loaded;
+        let Loaded { policies, reads_args, notes, origins, .. } = loaded;
         let wrong = |what: String| Error::Set { what };
-        let groupless = groupless::taken_against(&policies).and_then(|policies| policies.map(set_of).transpose());
-        match (set_of(policies), groupless) {
-            (Ok(policies), Ok(groupless)) if errors.is_empty() => {
-                Ok(Policy { engine: Engine::new(policies, groupless, reads_args), lowered, notes })
+        let whom = grounds::whom(&policies, &config.grants);
+        let (shadows, enforced): (Vec<_>, Vec<_>) =
+            policies.into_iter().partition(|policy| policy.annotation(SHADOW).is_some());
+        let engine = engine_of(enforced.clone(), reads_args, engine::DECISIONS_MAX);
+        let mut trials = Vec::new();
+        for (id, policies) in grounds::trials(shadows) {
+            let together = enforced.iter().cloned().chain(policies).collect();
+            let decisions_max = engine::DECISIONS_MAX / SHADOWS_MAX as u64;
+            match engine_of(together, reads_args, decisions_max) {
+                Ok(engine) => trials.push(Trial { id, engine }),
+                Err(what) => errors.push(wrong(what)),
             }
-            (policies, groupless) => {
-                errors.extend(policies.err().into_iter().chain(groupless.err()).map(wrong));
+        }
+        if trials.len() > SHADOWS_MAX {
+            errors.push(wrong(format!("more than {SHADOWS_MAX} policies are in shadow mode")));
+        }
+        match engine {
+            Ok(engine) if errors.is_empty() => Ok(Policy { engine, trials, lowered, origins, whom, notes }),
+            engine => {
+                errors.extend(engine.err().map(wrong));
                 Err(errors)
             }
         }
@@ -249,55 +318,69 @@ impl Policy {
     /// # Errors
     /// The denial, with its reason.
     pub fn authorize(&self, principal: &Principal, call: Call, context: &Context) -> Result<Permit, Denial> {
-        let deny = |reason, policies, listed| Err(Denial { reason, policies, listed });
-        // Until a declaration states the lowest effect it can have, lists judge the highest; so must calls.
-        let effect = call.effect.max(call.decl.effect);
-        if !context.mode.admits(effect) {
-            return deny(Reason::Ceiling, Arc::default(), false);
-        }
-        if !fits(call.action, call.decl.kind) {
-            return deny(Reason::NotGranted, Arc::default(), false);
-        }
-        let verdict = match self.engine.decide(principal, call.action, &call.decl, effect) {
-            // Arguments that could be allowed were; which they were, nobody says again.
-            Verdict::Depends if call.is_follow_up() => {
-                match self.engine.expect(principal, call.action, &call.decl, effect, context) {
-                    Verdict::Depends => Verdict::Allow(Arc::default()),
-                    settled => settled,
-                }
+        let judged = judge(&self.engine, principal, &call, context);
+        let shadows = self.trying(|engine| judge(engine, principal, &call, context).is_ok() != judged.is_ok());
+        match judged {
+            Ok(policies) => {
+                let (owner, caller) = (principal.key().clone(), Some(principal.clone()));
+                Ok(Permit { call, owner, caller, policies, shadows })
             }
-            Verdict::Depends => self.engine.settle(principal, &call, effect, context),
-            settled => settled,
-        };
-        match verdict {
-            // Completing the arguments of what is hidden would tell that it exists.
-            Verdict::Allow(_) if call.action == Action::Complete && !self.lists(principal, &call.decl, context) => {
-                deny(Reason::NotGranted, Arc::default(), false)
+            Err((reason, policies)) => {
+                // Above the ceiling, and for what nobody asks, there is no list to look at.
+                let listed = fits(call.action, call.decl.kind) && self.lists(principal, &call.decl, context);
+                Err(Denial { reason, policies, listed, shadows })
             }
-            Verdict::Allow(policies) => {
-                Ok(Permit { call, owner: principal.key().clone(), caller: Some(principal.clone()), policies })
-            }
-            Verdict::Deny(reason, policies) => deny(reason, policies, self.lists(principal, &call.decl, context)),
-            // INVARIANT: `settle` leaves nothing open.
-            Verdict::Depends => deny(Reason::Error, Arc::default(), false),
         }
     }
 
     /// The same judgement with the arguments unknown: could some arguments be allowed?
     pub fn lists(&self, principal: &Principal, decl: &Decl, context: &Context) -> bool {
-        self.shows(principal, decl, context).0
+        shows(&self.engine, principal, decl, context).0
     }
 
     /// [`Policy::lists`] for each declaration.
     pub fn list(&self, principal: &Principal, decls: &[Arc<Decl>], context: &Context) -> Listed {
         let mut cacheable = true;
         let show = |decl: &Arc<Decl>| {
-            let (listed, lasting) = self.shows(principal, decl, context);
+            let (listed, lasting) = shows(&self.engine, principal, decl, context);
             cacheable &= lasting;
             listed
         };
-        let listed = decls.iter().map(show).collect();
-        Listed { listed, cacheable }
+        let listed: Vec<bool> = decls.iter().map(show).collect();
+        let shadows = self.trying(|engine| {
+            let mut differs = |(decl, listed): (&Arc<Decl>, &bool)| {
+                let (shown, lasting) = shows(engine, principal, decl, context);
+                cacheable &= lasting;
+                shown != *listed
+            };
+            // All of them are asked: each may depend on the context.
+            decls.iter().zip(&listed).filter(|pair| differs(*pair)).count() > 0
+        });
+        Listed { listed, cacheable: cacheable && shadows.is_empty(), shadows }
+    }
+
+    /// The same judgement before anything is called, for those who want to know what would come of it: first whatever
+    /// the context, then in this context with the arguments unknown.
+    pub fn outlook(&self, principal: &Principal, action: Action, decl: &Decl, context: &Context) -> Outlook {
+        let ask = |engine: &Engine| prospect(engine, principal, action, decl, context);
+        let (prospect, policies) = ask(&self.engine);
+        let shadows = self.trying(|engine| ask(engine).0 != prospect);
+        Outlook { prospect, policies, shadows }
+    }
+
+    /// Where a policy stands, by its id.
+    pub fn origin(&self, id: &str) -> Option<&Origin> {
+        self.origins.iter().find(|origin| origin.id == id)
+    }
+
+    /// Where all policies stand, those of the grants first.
+    pub fn origins(&self) -> &[Origin] {
+        &self.origins
+    }
+
+    /// Whom the policies and grants speak of.
+    pub fn whom(&self) -> &BTreeSet<Whom> {
+        &self.whom
     }
 
     /// The grants as Cedar policies.
@@ -320,20 +403,99 @@ impl Policy {
         self.lowered.scopes_for(backend)
     }
 
-    /// Is it listed, and will it be for this authority and mode whatever the rest of the context?
-    fn shows(&self, principal: &Principal, decl: &Decl, context: &Context) -> (bool, bool) {
-        if !context.mode.admits(decl.effect) {
-            return (false, true);
+    /// The policies in shadow mode of which something is true.
+    fn trying(&self, mut changes: impl FnMut(&Engine) -> bool) -> Arc<[String]> {
+        if self.trials.is_empty() {
+            return Arc::default();
         }
-        let action = natural(decl.kind);
-        match self.engine.decide(principal, action, decl, decl.effect) {
-            Verdict::Allow(_) => (true, true),
-            Verdict::Deny(..) => (false, true),
-            Verdict::Depends => {
-                let verdict = self.engine.expect(principal, action, decl, decl.effect, context);
-                (!matches!(verdict, Verdict::Deny(..)), false)
+        self.trials.iter().filter(|trial| changes(&trial.engine)).map(|trial| trial.id.clone()).collect()
+    }
+}
+
+fn engine_of(policies: Vec<cedar_policy::Policy>, reads_args: bool, decisions_max: u64) -> Result<Engine, String> {
+    let groupless = groupless::taken_against(&policies)?.map(set_of).transpose()?;
+    Ok(Engine::new(set_of(policies)?, groupless, reads_args, decisions_max))
+}
+
+/// The ids that allow it, or why not.
+fn judge(
+    engine: &Engine,
+    principal: &Principal,
+    call: &Call,
+    context: &Context,
+) -> Result<Arc<[String]>, (Reason, Arc<[String]>)> {
+    // Until a declaration states the lowest effect it can have, lists judge the highest; so must calls.
+    let effect = call.effect.max(call.decl.effect);
+    if !context.mode.admits(effect) {
+        return Err((Reason::Ceiling, Arc::default()));
+    }
+    if !fits(call.action, call.decl.kind) {
+        return Err((Reason::NotGranted, Arc::default()));
+    }
+    let verdict = match engine.decide(principal, call.action, &call.decl, effect) {
+        // Arguments that could be allowed were; which they were, nobody says again.
+        Verdict::Depends if call.is_follow_up() => {
+            match engine.expect(principal, call.action, &call.decl, effect, context) {
+                Verdict::Depends => Verdict::Allow(Arc::default()),
+                settled => settled,
             }
         }
+        Verdict::Depends => engine.settle(principal, call, effect, context),
+        settled => settled,
+    };
+    match verdict {
+        Verdict::Allow(_) if !completes(engine, principal, call.action, &call.decl, context) => {
+            Err((Reason::NotGranted, Arc::default()))
+        }
+        Verdict::Allow(policies) => Ok(policies),
+        Verdict::Deny(reason, policies) => Err((reason, policies)),
+        // INVARIANT: `settle` leaves nothing open.
+        Verdict::Depends => Err((Reason::Error, Arc::default())),
+    }
+}
+
+/// Completing the arguments of what is hidden would tell that it exists.
+fn completes(engine: &Engine, principal: &Principal, action: Action, decl: &Decl, context: &Context) -> bool {
+    action != Action::Complete || shows(engine, principal, decl, context).0
+}
+
+/// Is it listed, and will it be for this authority and mode whatever the rest of the context?
+fn shows(engine: &Engine, principal: &Principal, decl: &Decl, context: &Context) -> (bool, bool) {
+    if !context.mode.admits(decl.effect) {
+        return (false, true);
+    }
+    let action = natural(decl.kind);
+    match engine.decide(principal, action, decl, decl.effect) {
+        Verdict::Allow(_) => (true, true),
+        Verdict::Deny(..) => (false, true),
+        Verdict::Depends => {
+            let verdict = engine.expect(principal, action, decl, decl.effect, context);
+            (!matches!(verdict, Verdict::Deny(..)), false)
+        }
+    }
+}
+
+fn prospect(
+    engine: &Engine,
+    principal: &Principal,
+    action: Action,
+    decl: &Decl,
+    context: &Context,
+) -> (Prospect, Arc<[String]>) {
+    if !context.mode.admits(decl.effect) {
+        return (Prospect::Deny(Reason::Ceiling), Arc::default());
+    }
+    if !fits(action, decl.kind) || !completes(engine, principal, action, decl, context) {
+        return (Prospect::Deny(Reason::NotGranted), Arc::default());
+    }
+    match engine.decide(principal, action, decl, decl.effect) {
+        Verdict::Allow(policies) => (Prospect::Allow, policies),
+        Verdict::Deny(reason, policies) => (Prospect::Deny(reason), policies),
+        Verdict::Depends => match engine.expect(principal, action, decl, decl.effect, context) {
+            Verdict::Allow(policies) => (Prospect::Depends { allowed: true }, policies),
+            Verdict::Deny(_, policies) => (Prospect::Depends { allowed: false }, policies),
+            Verdict::Depends => (Prospect::Listed, engine.grounds(principal, action, decl, decl.effect, context)),
+        },
     }
 }
 

@@ -29,7 +29,7 @@ use crate::catalog::Kind;
 use crate::principal::Principal;
 
 /// Decisions remembered; about 150 bytes each.
-const DECISIONS_MAX: u64 = 200_000;
+pub(super) const DECISIONS_MAX: u64 = 200_000;
 
 /// Principals whose policies are picked out, times the four questions each usually asks.
 const SLICES_MAX: u64 = 40_000;
@@ -84,13 +84,18 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    pub(super) fn new(policies: PolicySet, groupless: Option<PolicySet>, reads_args: bool) -> Engine {
+    pub(super) fn new(
+        policies: PolicySet,
+        groupless: Option<PolicySet>,
+        reads_args: bool,
+        decisions_max: u64,
+    ) -> Engine {
         Engine {
             authorizer: Authorizer::new(),
             policies,
             groupless,
             reads_args,
-            decisions: Cache::new(DECISIONS_MAX),
+            decisions: Cache::new(decisions_max),
             slices: Cache::new(SLICES_MAX),
             selections: Cache::new(SELECTIONS_MAX),
             seeds: [RandomState::new(), RandomState::new()],
@@ -123,6 +128,24 @@ impl Engine {
         self.ask(principal, action, decl, effect, Known::Facts(context))
             .as_ref()
             .map_or_else(Verdict::unjudgeable, verdict)
+    }
+
+    /// The policies that have something to say with everything but the arguments known: those that hold, that fail, and
+    /// that are still open.
+    pub(super) fn grounds(
+        &self,
+        principal: &Principal,
+        action: Action,
+        decl: &Decl,
+        effect: Effect,
+        context: &Context,
+    ) -> Arc<[String]> {
+        let Some(response) = self.ask(principal, action, decl, effect, Known::Facts(context)) else {
+            return Arc::default();
+        };
+        let held = response.definitely_satisfied().chain(response.nontrivial_residuals());
+        let held = held.map(|policy| policy.id().clone());
+        names(held.chain(response.definitely_errored().cloned()).collect::<HashSet<PolicyId>>())
     }
 
     /// The verdict with everything known. What is still open then is a policy that reads an unreadable argument.

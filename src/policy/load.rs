@@ -14,6 +14,9 @@ use cedar_policy::ffi::DetailedError;
 use cedar_policy::pst;
 
 use super::Error;
+use super::Origin;
+use super::Place;
+use super::SHADOW;
 use super::grants;
 use super::grants::Lowered;
 
@@ -33,6 +36,7 @@ pub(super) struct Loaded {
     pub(super) reads_args: bool,
     /// What is no error, and yet worth telling the operator.
     pub(super) notes: Vec<String>,
+    pub(super) origins: Vec<Origin>,
     ids: HashSet<String>,
 }
 
@@ -45,6 +49,8 @@ impl Loaded {
                     let checked = std::slice::from_ref(&policy);
                     errors.extend(validate(checked).0.into_iter().map(|found| wrong(found.what)));
                     self.ids.insert(id.clone());
+                    let place = Place::Grant { index: *index };
+                    self.origins.push(Origin::of(&policy, id, text, place));
                     self.policies.push(policy);
                 }
                 Err(found) => errors.push(wrong(found.to_string())),
@@ -74,8 +80,8 @@ impl Loaded {
             let offset = policy.to_cedar().and_then(|policy| text.find(&policy));
             let mut complain = |what: String| errors.push(wrong(Found { what, offset }));
             let id = id_of(policy, file);
-            if policy.annotation("shadow").is_some() {
-                complain(format!("`{id}`: `@shadow` is not supported: the policy would be enforced"));
+            if policy.annotation(SHADOW).is_some_and(|value| value != "true") {
+                complain(format!("`{id}`: `@shadow` can only be \"true\"; leave it out to put the policy in force"));
             }
             if id.starts_with(grants::PREFIX) {
                 complain(format!("`{id}`: ids that begin with `{}` belong to grants", grants::PREFIX));
@@ -85,6 +91,9 @@ impl Loaded {
                 continue;
             }
             let policy = policy.new_id(PolicyId::new(&id));
+            let (line, _) = position(text, offset.unwrap_or_default());
+            let words = offset.and_then(|_| policy.to_cedar()).unwrap_or_default();
+            self.origins.push(Origin::of(&policy, &id, &words, Place::Source { file: file.to_owned(), line }));
             match without_args(&policy) {
                 Ok(None) => typed.push(policy.clone()),
                 Ok(Some(blind)) => {
