@@ -13,22 +13,32 @@
 //! Default deny; `forbid` overrides `permit`; a policy that fails denies, whatever the others say.
 //!
 //! # Arguments
-//! Policies may read `context.args.<name>`, whose shape no schema knows: Cedar's records are closed, and its validator
-//! has no type for "anything". So a policy that reads arguments is validated with each comparison (`==`, `like`,
-//! `has`, `contains`, …) that touches `context.args` taken for a Boolean of unknown value; the scope and all other
-//! conditions are held to the schema as strictly as anywhere. Objects are records, arrays are sets, integers are
-//! `Long`. Null, fractions and integers beyond 64 bits have no Cedar value: `has` sees them, reading them fails. As a
-//! member that was not sent fails too, write `context.args has name && …`, and test the tool before its arguments.
+//! Policies may read `context.args.<name>`. Every JSON value has a Cedar value (`args`); where the tool's input schema gives
+//! an argument a type (`shape`), it has a value of that type or cannot be read. Reading an argument that was not sent,
+//! cannot be read, or is compared with something of another type fails (`guard`), and a policy that fails denies. So write
+//! `context.args has name && …`, and test the tool before its arguments.
+//!
+//! A policy is validated in everything else as strictly as Cedar does. What it says of arguments is validated for each tool
+//! that is known when the policy is loaded and that it can be about (`known`).
+//!
+//! # Effects that depend on arguments
+//! A call is judged by the effect that its arguments give it; a list by every effect that some arguments could give.
 //!
 //! # Groups that are not known
 //! A token may say that it leaves groups out. Whatever a policy says about the groups of such a caller is then taken
 //! against the caller: a `permit` that asks for a group does not hold, a `forbid` that asks for one does (`groupless`).
 
+mod about;
+mod args;
 mod engine;
 mod facts;
 mod grants;
 mod groupless;
+mod guard;
+mod known;
 mod load;
+mod question;
+mod shape;
 #[cfg(test)]
 mod tests;
 
@@ -38,9 +48,14 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use self::engine::Engine;
+use self::engine::Slice;
 use self::engine::Verdict;
 use self::grants::Lowered;
+pub use self::known::Known;
 use self::load::Loaded;
+pub use self::question::About;
+pub use self::question::Question;
+pub use self::question::Questions;
 use crate::catalog::Action;
 use crate::catalog::Call;
 use crate::catalog::Decl;
@@ -214,28 +229,38 @@ pub struct Listed {
 pub struct Policy {
     engine: Engine,
     lowered: Lowered,
+    /// As they were written, for those who want to know more than a judgement.
+    written: Vec<cedar_policy::Policy>,
     notes: Vec<String>,
 }
 
 impl Policy {
-    /// Lowers the grants, parses and validates everything.
+    /// Lowers the grants, parses and validates everything; names and arguments are taken on trust.
     ///
     /// # Errors
     /// Everything that is wrong, at once.
     pub fn new(config: &Config) -> Result<Policy, Vec<Error>> {
+        Policy::over(config, &Known::default())
+    }
+
+    /// The same, held to the backends and tools that there are.
+    ///
+    /// # Errors
+    /// Everything that is wrong, at once.
+    pub fn over(config: &Config, known: &Known) -> Result<Policy, Vec<Error>> {
         let mut errors = Vec::new();
         let lowered = grants::lower(&config.grants, &mut errors);
-        let mut loaded = Loaded::default();
+        let mut loaded = Loaded::new(known);
         loaded.grants(&lowered, &mut errors);
         for (file, text) in &config.sources {
             loaded.source(file, text, &mut errors);
         }
-        let Loaded { policies, reads_args, notes, .. } = loaded;
+        let Loaded { written, policies, reads, notes, .. } = loaded;
         let wrong = |what: String| Error::Set { what };
         let groupless = groupless::taken_against(&policies).and_then(|policies| policies.map(set_of).transpose());
         match (set_of(policies), groupless) {
             (Ok(policies), Ok(groupless)) if errors.is_empty() => {
-                Ok(Policy { engine: Engine::new(policies, groupless, reads_args), lowered, notes })
+                Ok(Policy { engine: Engine::new(&policies, groupless.as_ref(), reads), lowered, written, notes })
             }
             (policies, groupless) => {
                 errors.extend(policies.err().into_iter().chain(groupless.err()).map(wrong));
@@ -249,50 +274,92 @@ impl Policy {
     /// # Errors
     /// The denial, with its reason.
     pub fn authorize(&self, principal: &Principal, call: Call, context: &Context) -> Result<Permit, Denial> {
-        let deny = |reason, policies, listed| Err(Denial { reason, policies, listed });
-        // Until a declaration states the lowest effect it can have, lists judge the highest; so must calls.
-        let effect = call.effect.max(call.decl.effect);
-        if !context.mode.admits(effect) {
-            return deny(Reason::Ceiling, Arc::default(), false);
-        }
         if !fits(call.action, call.decl.kind) {
-            return deny(Reason::NotGranted, Arc::default(), false);
+            return Err(Denial { reason: Reason::NotGranted, policies: Arc::default(), listed: false });
         }
-        let verdict = match self.engine.decide(principal, call.action, &call.decl, effect) {
-            // Arguments that could be allowed were; which they were, nobody says again.
-            Verdict::Depends if call.is_follow_up() => {
-                match self.engine.expect(principal, call.action, &call.decl, effect, context) {
-                    Verdict::Depends => Verdict::Allow(Arc::default()),
-                    settled => settled,
+        let (reason, policies) = match self.judge(principal, &call, context) {
+            // Completing the arguments of what is hidden would tell that it exists.
+            Ok(_) if call.action == Action::Complete && !self.lists(principal, &call.decl, context) => {
+                return Err(Denial { reason: Reason::NotGranted, policies: Arc::default(), listed: false });
+            }
+            Ok(policies) => {
+                return Ok(Permit { call, owner: principal.key().clone(), caller: Some(principal.clone()), policies });
+            }
+            Err(denied) => denied,
+        };
+        Err(Denial { reason, policies, listed: self.lists(principal, &call.decl, context) })
+    }
+
+    /// The policies that allow the call, or why it is denied and by which.
+    fn judge(
+        &self,
+        principal: &Principal,
+        call: &Call,
+        context: &Context,
+    ) -> Result<Arc<[String]>, (Reason, Arc<[String]>)> {
+        let (action, decl) = (call.action, call.decl.as_ref());
+        if call.is_follow_up() {
+            // Arguments that could be allowed were; which they were, and so their effect, nobody says again.
+            let mut denied = (Reason::Ceiling, Arc::default());
+            for effect in decl.effects().iter().filter(|effect| context.mode.admits(**effect)) {
+                match self.engine.decide(principal, action, decl, *effect) {
+                    Verdict::Allow(policies) => return Ok(policies),
+                    Verdict::Deny(reason, policies) => denied = (reason, policies),
+                    Verdict::Depends => {
+                        let slice = self.engine.slice(principal, action, decl.kind);
+                        match slice.map(|slice| self.engine.expect(&slice, action, decl, *effect, context)) {
+                            Some(Verdict::Allow(policies)) => return Ok(policies),
+                            Some(Verdict::Depends) => return Ok(Arc::default()),
+                            Some(Verdict::Deny(reason, policies)) => denied = (reason, policies),
+                            None => denied = (Reason::Error, Arc::default()),
+                        }
+                    }
                 }
             }
-            Verdict::Depends => self.engine.settle(principal, &call, effect, context),
+            return Err(denied);
+        }
+        // An effect that no call of it can have is a mistake of ours: the highest counts.
+        let effect = if decl.effects().contains(&call.effect) { call.effect } else { call.effect.max(decl.effect) };
+        if !context.mode.admits(effect) {
+            return Err((Reason::Ceiling, Arc::default()));
+        }
+        let verdict = match self.engine.decide(principal, action, decl, effect) {
+            Verdict::Depends => self.engine.settle(principal, call, effect, context),
             settled => settled,
         };
         match verdict {
-            // Completing the arguments of what is hidden would tell that it exists.
-            Verdict::Allow(_) if call.action == Action::Complete && !self.lists(principal, &call.decl, context) => {
-                deny(Reason::NotGranted, Arc::default(), false)
-            }
-            Verdict::Allow(policies) => {
-                Ok(Permit { call, owner: principal.key().clone(), caller: Some(principal.clone()), policies })
-            }
-            Verdict::Deny(reason, policies) => deny(reason, policies, self.lists(principal, &call.decl, context)),
+            Verdict::Allow(policies) => Ok(policies),
+            Verdict::Deny(reason, policies) => Err((reason, policies)),
             // INVARIANT: `settle` leaves nothing open.
-            Verdict::Depends => deny(Reason::Error, Arc::default(), false),
+            Verdict::Depends => Err((Reason::Error, Arc::default())),
         }
     }
 
     /// The same judgement with the arguments unknown: could some arguments be allowed?
     pub fn lists(&self, principal: &Principal, decl: &Decl, context: &Context) -> bool {
-        self.shows(principal, decl, context).0
+        let action = natural(decl.kind);
+        let slice = || self.engine.slice(principal, action, decl.kind);
+        self.shows(decl, context, &slice, &|effect| self.engine.decide(principal, action, decl, effect)).0
     }
 
     /// [`Policy::lists`] for each declaration.
     pub fn list(&self, principal: &Principal, decls: &[Arc<Decl>], context: &Context) -> Listed {
         let mut cacheable = true;
+        let mut slices: Vec<(Kind, Option<Arc<Slice>>)> = Vec::new();
         let show = |decl: &Arc<Decl>| {
-            let (listed, lasting) = self.shows(principal, decl, context);
+            let slice = match slices.iter().find(|(kind, _)| *kind == decl.kind) {
+                Some((_, slice)) => slice.clone(),
+                None => {
+                    let slice = self.engine.slice(principal, natural(decl.kind), decl.kind);
+                    slices.push((decl.kind, slice.clone()));
+                    slice
+                }
+            };
+            let decide = |effect| match &slice {
+                Some(slice) => self.engine.decide_in(slice, natural(decl.kind), decl, effect),
+                None => Verdict::Deny(Reason::Error, Arc::default()),
+            };
+            let (listed, lasting) = self.shows(decl, context, &|| slice.clone(), &decide);
             cacheable &= lasting;
             listed
         };
@@ -321,19 +388,30 @@ impl Policy {
     }
 
     /// Is it listed, and will it be for this authority and mode whatever the rest of the context?
-    fn shows(&self, principal: &Principal, decl: &Decl, context: &Context) -> (bool, bool) {
-        if !context.mode.admits(decl.effect) {
-            return (false, true);
-        }
-        let action = natural(decl.kind);
-        match self.engine.decide(principal, action, decl, decl.effect) {
-            Verdict::Allow(_) => (true, true),
-            Verdict::Deny(..) => (false, true),
-            Verdict::Depends => {
-                let verdict = self.engine.expect(principal, action, decl, decl.effect, context);
-                (!matches!(verdict, Verdict::Deny(..)), false)
+    fn shows(
+        &self,
+        decl: &Decl,
+        context: &Context,
+        slice: &dyn Fn() -> Option<Arc<Slice>>,
+        decide: &dyn Fn(Effect) -> Verdict,
+    ) -> (bool, bool) {
+        let reads = self.engine.reads();
+        let mut lasting = true;
+        for effect in decl.effects().iter().filter(|effect| context.mode.admits(**effect)) {
+            match decide(*effect) {
+                Verdict::Allow(_) => return (true, true),
+                Verdict::Deny(..) => {}
+                Verdict::Depends => {
+                    lasting &= !reads.connection && !reads.now;
+                    let verdict =
+                        slice().map(|slice| self.engine.expect(&slice, natural(decl.kind), decl, *effect, context));
+                    if verdict.is_some_and(|verdict| !matches!(verdict, Verdict::Deny(..))) {
+                        return (true, lasting);
+                    }
+                }
             }
         }
+        (false, lasting)
     }
 }
 
