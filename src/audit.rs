@@ -90,6 +90,17 @@ pub struct Record {
     pub actor: Option<String>,
     pub client: Option<String>,
     pub tenant: Option<String>,
+    /// `User`, `Service` or `Agent`.
+    pub caller: Option<&'static str>,
+    pub scopes: Vec<String>,
+    pub roles: Vec<String>,
+    pub groups: Vec<String>,
+    /// A client certificate was verified.
+    pub mtls: bool,
+    /// How they logged in, as the token says it.
+    pub acr: Option<String>,
+    pub amr: Vec<String>,
+    pub auth_time: Option<String>,
     /// The caller is a guest in the tenant.
     pub guest: bool,
     /// The token left groups out: what is decided by groups was decided against the caller.
@@ -114,6 +125,8 @@ pub struct Record {
     pub limit: Option<&'static str>,
     /// The ids of the policies that decided.
     pub policies: Vec<String>,
+    /// The ids of the policies in shadow mode that would have changed the answer, or the list.
+    pub shadows: Vec<String>,
     /// Entries of a list that the caller was not shown.
     pub hidden: u64,
     /// How it ended: `answered`, `streamed`, `refused`, `failed`, `client_gone`, `cancelled`, …

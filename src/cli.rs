@@ -1,9 +1,11 @@
-//! The command line: `run`, `front`, `stdio`, `login`, `logout`, `whoami`, `demo`, `check`, `audit verify`, `api-key`, `schema`.
+//! The command line: `run`, `front`, `stdio`, `login`, `logout`, `whoami`, `demo`, `check`, `policy`, `audit verify`, `api-key`,
+//! `schema`.
 
 mod audit;
 mod check;
 mod front;
 mod login;
+mod policy;
 mod run;
 mod stdio;
 mod whoami;
@@ -51,6 +53,8 @@ enum Verb {
     Demo(Demo),
     /// Check a configuration file: all errors at once; prints the effective configuration with secrets masked.
     Check(check::Check),
+    /// Test policies, explain a decision, print who may do what, compare two sets of policies.
+    Policy(policy::Policy),
     /// Look into audit logs.
     Audit(audit::Audit),
     /// Make an API key: prints the key once, and the line for the keys file.
@@ -112,6 +116,7 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "demo")]
         Verb::Demo(verb) => block_on(crate::demo::run(crate::demo::Options { tour_only: verb.tour })),
         Verb::Check(verb) => verb.run(),
+        Verb::Policy(verb) => block_on(verb.run()),
         Verb::Audit(verb) => verb.run(),
         Verb::ApiKey(verb) => verb.run(),
         Verb::Schema => print(&format!("{:#}", crate::config::schema())),

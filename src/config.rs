@@ -1,6 +1,7 @@
 //! The configuration file as written (`file`), made into what it means, with every error at once.
 
 mod book;
+mod document;
 mod file;
 mod meaning;
 mod read;
@@ -19,6 +20,9 @@ use std::io::Read as _;
 use std::path::Path;
 use std::path::PathBuf;
 
+pub use document::Document;
+pub use document::cedar;
+pub use document::document;
 pub use schema::schema;
 pub use show::show;
 
@@ -80,13 +84,15 @@ pub struct Options {
     pub allow_demo_issuer: bool,
     /// Files and variables that the configuration names must be there, and secrets are read.
     pub check_files: bool,
+    /// The policies that the configuration names must be there, even where other files need not.
+    pub check_policies: bool,
     /// The folder that relative paths start at; default: the configuration file's.
     pub base: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { allow_demo_issuer: false, check_files: true, base: None }
+        Options { allow_demo_issuer: false, check_files: true, check_policies: true, base: None }
     }
 }
 
@@ -177,7 +183,7 @@ pub fn parse(text: &str, path: &Path, options: Options) -> Result<Loaded, Errors
         .map_err(|faults| Errors(faults.into_iter().map(problem).collect()))?;
     let yaml::Tree { mut root, faults } = tree;
     let refused = faults.iter().map(|fault| fault.path.clone()).collect();
-    let read = read::read(&mut root, refused);
+    let read = read::read::<file::File>(&mut root, refused);
     let mut errors: Vec<Problem> = faults.into_iter().chain(read.faults).map(problem).collect();
     let mut book = book::Book::new(path, &options, &root, read.pruned);
     let config = read.file.map(|file| meaning::mean(&mut book, file));

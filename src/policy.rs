@@ -33,8 +33,10 @@ mod args;
 mod engine;
 mod facts;
 mod grants;
+mod grounds;
 mod groupless;
 mod guard;
+mod judge;
 mod known;
 mod load;
 mod question;
@@ -42,17 +44,21 @@ mod shape;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use self::engine::Engine;
-use self::engine::Slice;
-use self::engine::Verdict;
 use self::grants::Lowered;
+pub use self::grounds::Origin;
+pub use self::grounds::Place;
+pub use self::grounds::Whom;
+use self::judge::Lister;
 pub use self::known::Known;
 use self::load::Loaded;
+use self::load::Reads;
 pub use self::question::About;
 pub use self::question::Question;
 pub use self::question::Questions;
@@ -60,6 +66,7 @@ use crate::catalog::Action;
 use crate::catalog::Call;
 use crate::catalog::Decl;
 use crate::catalog::Effect;
+#[cfg(test)]
 use crate::catalog::Kind;
 use crate::catalog::Mode;
 use crate::principal::Principal;
@@ -86,7 +93,12 @@ pub struct Grant {
     pub allow: Vec<Effect>,
     /// `backend/tool` globs; empty means all.
     pub tools: Vec<String>,
+    /// Not in force: noted where it would have changed the answer.
+    pub shadow: bool,
 }
+
+/// The annotation of a policy that is only noted.
+const SHADOW: &str = "shadow";
 
 impl Grant {
     /// Is it for this caller? What the policies that it becomes ask first.
@@ -133,7 +145,7 @@ pub enum Error {
 /// Making it is not:
 /// ```compile_fail,E0451
 /// fn forge(call: wardgate::catalog::Call) -> wardgate::policy::Permit {
-///     wardgate::policy::Permit { call, caller: None, owner: "".into(), policies: std::sync::Arc::new([]) }
+///     wardgate::policy::Permit { call, caller: None, owner: "".into(), policies: std::sync::Arc::new([]), shadows: std::sync::Arc::new([]) }
 /// }
 /// ```
 #[derive(Debug)]
@@ -143,6 +155,7 @@ pub struct Permit {
     caller: Option<Principal>,
     owner: Arc<str>,
     policies: Arc<[String]>,
+    shadows: Arc<[String]>,
 }
 
 impl Permit {
@@ -164,6 +177,11 @@ impl Permit {
     pub fn policies(&self) -> &Arc<[String]> {
         &self.policies
     }
+
+    /// Ids of the policies in shadow mode that would have made it a no.
+    pub fn shadows(&self) -> &Arc<[String]> {
+        &self.shadows
+    }
 }
 
 #[cfg(test)]
@@ -174,11 +192,12 @@ impl Permit {
     }
 
     pub fn for_tests_of(call: Call, owner: &str) -> Permit {
-        Permit { call, caller: None, owner: owner.into(), policies: Arc::new([]) }
+        Permit { call, caller: None, owner: owner.into(), policies: Arc::new([]), shadows: Arc::new([]) }
     }
 
     pub fn for_tests_by(call: Call, caller: &Principal) -> Permit {
-        Permit { call, owner: caller.key().clone(), caller: Some(caller.clone()), policies: Arc::new([]) }
+        let (owner, caller) = (caller.key().clone(), Some(caller.clone()));
+        Permit { call, owner, caller, policies: Arc::new([]), shadows: Arc::new([]) }
     }
 }
 
@@ -190,6 +209,8 @@ pub struct Denial {
     pub policies: Arc<[String]>,
     /// The call is denied for these arguments only: the tool itself is listed for this principal.
     pub listed: bool,
+    /// Ids of the policies in shadow mode that would have made it a yes.
+    pub shadows: Arc<[String]>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -222,15 +243,52 @@ pub struct Listed {
     /// One answer for each declaration, in order.
     pub listed: Vec<bool>,
     /// No answer depends on the context (the mode aside): they hold for this authority and mode as long as the policies.
+    /// And no policy in shadow mode has anything to say, which is to be noted each time.
     pub cacheable: bool,
+    /// Ids of the policies in shadow mode that would have shown or hidden some.
+    pub shadows: Arc<[String]>,
 }
+
+/// What comes of a question before its arguments are known.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Outlook {
+    pub prospect: Prospect,
+    /// Ids of the policies that decide it, now or once the arguments are known.
+    pub policies: Arc<[String]>,
+    /// Ids of the policies in shadow mode that would change the prospect.
+    pub shadows: Arc<[String]>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Prospect {
+    /// Allowed, whatever the arguments and the circumstances (certificate, address, time).
+    Allow,
+    /// The circumstances decide; whether these are such that it is allowed.
+    Depends { allowed: bool },
+    /// In these circumstances the arguments decide.
+    Listed,
+    /// Denied, whatever the arguments and the circumstances.
+    Deny(Reason),
+}
+
+/// A policy in shadow mode: judged as if it were in force beside those that are, and only noted.
+struct Trial {
+    id: String,
+    engine: Engine,
+}
+
+/// Each costs every judgement one more.
+const SHADOWS_MAX: usize = 16;
 
 /// The judgement as configured. Immutable: a reload makes a new one, with nothing remembered.
 pub struct Policy {
     engine: Engine,
+    trials: Vec<Trial>,
     lowered: Lowered,
     /// As they were written, for those who want to know more than a judgement.
     written: Vec<cedar_policy::Policy>,
+    origins: Vec<Origin>,
+    whom: BTreeSet<Whom>,
     notes: Vec<String>,
 }
 
@@ -255,15 +313,28 @@ impl Policy {
         for (file, text) in &config.sources {
             loaded.source(file, text, &mut errors);
         }
-        let Loaded { written, policies, reads, notes, .. } = loaded;
+        let Loaded { written, policies, reads, notes, origins, .. } = loaded;
         let wrong = |what: String| Error::Set { what };
-        let groupless = groupless::taken_against(&policies).and_then(|policies| policies.map(set_of).transpose());
-        match (set_of(policies), groupless) {
-            (Ok(policies), Ok(groupless)) if errors.is_empty() => {
-                Ok(Policy { engine: Engine::new(&policies, groupless.as_ref(), reads), lowered, written, notes })
+        let whom = grounds::whom(&written, &config.grants);
+        let (shadows, enforced): (Vec<_>, Vec<_>) =
+            policies.into_iter().partition(|policy| policy.annotation(SHADOW).is_some());
+        let engine = engine_of(enforced.clone(), reads, engine::DECISIONS_MAX);
+        let mut trials = Vec::new();
+        for (id, policies) in grounds::trials(shadows) {
+            let together = enforced.iter().cloned().chain(policies).collect();
+            let decisions_max = engine::DECISIONS_MAX / SHADOWS_MAX as u64;
+            match engine_of(together, reads, decisions_max) {
+                Ok(engine) => trials.push(Trial { id, engine }),
+                Err(what) => errors.push(wrong(what)),
             }
-            (policies, groupless) => {
-                errors.extend(policies.err().into_iter().chain(groupless.err()).map(wrong));
+        }
+        if trials.len() > SHADOWS_MAX {
+            errors.push(wrong(format!("more than {SHADOWS_MAX} policies are in shadow mode")));
+        }
+        match engine {
+            Ok(engine) if errors.is_empty() => Ok(Policy { engine, trials, lowered, written, origins, whom, notes }),
+            engine => {
+                errors.extend(engine.err().map(wrong));
                 Err(errors)
             }
         }
@@ -274,97 +345,72 @@ impl Policy {
     /// # Errors
     /// The denial, with its reason.
     pub fn authorize(&self, principal: &Principal, call: Call, context: &Context) -> Result<Permit, Denial> {
-        if !fits(call.action, call.decl.kind) {
-            return Err(Denial { reason: Reason::NotGranted, policies: Arc::default(), listed: false });
-        }
-        let (reason, policies) = match self.judge(principal, &call, context) {
-            // Completing the arguments of what is hidden would tell that it exists.
-            Ok(_) if call.action == Action::Complete && !self.lists(principal, &call.decl, context) => {
-                return Err(Denial { reason: Reason::NotGranted, policies: Arc::default(), listed: false });
-            }
+        let judged = judge::judge(&self.engine, principal, &call, context);
+        let shadows =
+            self.trying(|engine| judge::judge(engine, principal, &call, context).is_ok() != judged.is_ok());
+        match judged {
             Ok(policies) => {
-                return Ok(Permit { call, owner: principal.key().clone(), caller: Some(principal.clone()), policies });
+                let (owner, caller) = (principal.key().clone(), Some(principal.clone()));
+                Ok(Permit { call, owner, caller, policies, shadows })
             }
-            Err(denied) => denied,
-        };
-        Err(Denial { reason, policies, listed: self.lists(principal, &call.decl, context) })
-    }
-
-    /// The policies that allow the call, or why it is denied and by which.
-    fn judge(
-        &self,
-        principal: &Principal,
-        call: &Call,
-        context: &Context,
-    ) -> Result<Arc<[String]>, (Reason, Arc<[String]>)> {
-        let (action, decl) = (call.action, call.decl.as_ref());
-        if call.is_follow_up() {
-            // Arguments that could be allowed were; which they were, and so their effect, nobody says again.
-            let mut denied = (Reason::Ceiling, Arc::default());
-            for effect in decl.effects().iter().filter(|effect| context.mode.admits(**effect)) {
-                match self.engine.decide(principal, action, decl, *effect) {
-                    Verdict::Allow(policies) => return Ok(policies),
-                    Verdict::Deny(reason, policies) => denied = (reason, policies),
-                    Verdict::Depends => {
-                        let slice = self.engine.slice(principal, action, decl.kind);
-                        match slice.map(|slice| self.engine.expect(&slice, action, decl, *effect, context)) {
-                            Some(Verdict::Allow(policies)) => return Ok(policies),
-                            Some(Verdict::Depends) => return Ok(Arc::default()),
-                            Some(Verdict::Deny(reason, policies)) => denied = (reason, policies),
-                            None => denied = (Reason::Error, Arc::default()),
-                        }
-                    }
-                }
+            Err((reason, policies)) => {
+                // Above the ceiling, and for what nobody asks, there is no list to look at.
+                let listed = judge::fits(call.action, call.decl.kind) && self.lists(principal, &call.decl, context);
+                Err(Denial { reason, policies, listed, shadows })
             }
-            return Err(denied);
-        }
-        // An effect that no call of it can have is a mistake of ours: the highest counts.
-        let effect = if decl.effects().contains(&call.effect) { call.effect } else { call.effect.max(decl.effect) };
-        if !context.mode.admits(effect) {
-            return Err((Reason::Ceiling, Arc::default()));
-        }
-        let verdict = match self.engine.decide(principal, action, decl, effect) {
-            Verdict::Depends => self.engine.settle(principal, call, effect, context),
-            settled => settled,
-        };
-        match verdict {
-            Verdict::Allow(policies) => Ok(policies),
-            Verdict::Deny(reason, policies) => Err((reason, policies)),
-            // INVARIANT: `settle` leaves nothing open.
-            Verdict::Depends => Err((Reason::Error, Arc::default())),
         }
     }
 
     /// The same judgement with the arguments unknown: could some arguments be allowed?
     pub fn lists(&self, principal: &Principal, decl: &Decl, context: &Context) -> bool {
-        let action = natural(decl.kind);
-        let slice = || self.engine.slice(principal, action, decl.kind);
-        self.shows(decl, context, &slice, &|effect| self.engine.decide(principal, action, decl, effect)).0
+        judge::shows(&self.engine, principal, decl, context).0
     }
 
     /// [`Policy::lists`] for each declaration.
     pub fn list(&self, principal: &Principal, decls: &[Arc<Decl>], context: &Context) -> Listed {
         let mut cacheable = true;
-        let mut slices: Vec<(Kind, Option<Arc<Slice>>)> = Vec::new();
+        let mut lister = Lister::new(&self.engine, principal);
         let show = |decl: &Arc<Decl>| {
-            let slice = match slices.iter().find(|(kind, _)| *kind == decl.kind) {
-                Some((_, slice)) => slice.clone(),
-                None => {
-                    let slice = self.engine.slice(principal, natural(decl.kind), decl.kind);
-                    slices.push((decl.kind, slice.clone()));
-                    slice
-                }
-            };
-            let decide = |effect| match &slice {
-                Some(slice) => self.engine.decide_in(slice, natural(decl.kind), decl, effect),
-                None => Verdict::Deny(Reason::Error, Arc::default()),
-            };
-            let (listed, lasting) = self.shows(decl, context, &|| slice.clone(), &decide);
+            let (listed, lasting) = lister.shows(decl, context);
             cacheable &= lasting;
             listed
         };
-        let listed = decls.iter().map(show).collect();
-        Listed { listed, cacheable }
+        let listed: Vec<bool> = decls.iter().map(show).collect();
+        let shadows = self.trying(|engine| {
+            let mut lister = Lister::new(engine, principal);
+            let mut differs = |(decl, listed): (&Arc<Decl>, &bool)| {
+                let (shown, lasting) = lister.shows(decl, context);
+                cacheable &= lasting;
+                shown != *listed
+            };
+            // All of them are asked: each may depend on the context.
+            decls.iter().zip(&listed).filter(|pair| differs(*pair)).count() > 0
+        });
+        Listed { listed, cacheable: cacheable && shadows.is_empty(), shadows }
+    }
+
+    /// The same judgement before anything is called, for those who want to know what would come of it: first whatever
+    /// the context, then in this context with the arguments unknown.
+    pub fn outlook(&self, principal: &Principal, action: Action, decl: &Decl, context: &Context) -> Outlook {
+        let ask = |engine: &Engine| judge::prospect(engine, principal, action, decl, context);
+        let (prospect, policies) = ask(&self.engine);
+        let shadows = self.trying(|engine| ask(engine).0 != prospect);
+        Outlook { prospect, policies, shadows }
+    }
+
+    /// Where a policy stands, by its id.
+    pub fn origin(&self, id: &str) -> Option<&Origin> {
+        self.origins.iter().find(|origin| origin.id == id)
+    }
+
+    /// Where all policies stand, those of the grants first.
+    pub fn origins(&self) -> &[Origin] {
+        &self.origins
+    }
+
+    /// Whom the policies and grants speak of.
+    pub fn whom(&self) -> &BTreeSet<Whom> {
+        &self.whom
     }
 
     /// The grants as Cedar policies.
@@ -387,32 +433,18 @@ impl Policy {
         self.lowered.scopes_for(backend)
     }
 
-    /// Is it listed, and will it be for this authority and mode whatever the rest of the context?
-    fn shows(
-        &self,
-        decl: &Decl,
-        context: &Context,
-        slice: &dyn Fn() -> Option<Arc<Slice>>,
-        decide: &dyn Fn(Effect) -> Verdict,
-    ) -> (bool, bool) {
-        let reads = self.engine.reads();
-        let mut lasting = true;
-        for effect in decl.effects().iter().filter(|effect| context.mode.admits(**effect)) {
-            match decide(*effect) {
-                Verdict::Allow(_) => return (true, true),
-                Verdict::Deny(..) => {}
-                Verdict::Depends => {
-                    lasting &= !reads.connection && !reads.now;
-                    let verdict =
-                        slice().map(|slice| self.engine.expect(&slice, natural(decl.kind), decl, *effect, context));
-                    if verdict.is_some_and(|verdict| !matches!(verdict, Verdict::Deny(..))) {
-                        return (true, lasting);
-                    }
-                }
-            }
+    /// The policies in shadow mode of which something is true.
+    fn trying(&self, mut changes: impl FnMut(&Engine) -> bool) -> Arc<[String]> {
+        if self.trials.is_empty() {
+            return Arc::default();
         }
-        (false, lasting)
+        self.trials.iter().filter(|trial| changes(&trial.engine)).map(|trial| trial.id.clone()).collect()
     }
+}
+
+fn engine_of(policies: Vec<cedar_policy::Policy>, reads: Reads, decisions_max: u64) -> Result<Engine, String> {
+    let groupless = groupless::taken_against(&policies)?.map(set_of).transpose()?;
+    Ok(Engine::new(&set_of(policies)?, groupless.as_ref(), reads, decisions_max))
 }
 
 fn set_of(policies: Vec<cedar_policy::Policy>) -> Result<cedar_policy::PolicySet, String> {
@@ -423,19 +455,4 @@ impl fmt::Debug for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Policy").field("notes", &self.notes).finish_non_exhaustive()
     }
-}
-
-/// What listing a declaration promises.
-fn natural(kind: Kind) -> Action {
-    match kind {
-        Kind::Backend => Action::Connect,
-        Kind::Prompt => Action::Get,
-        Kind::Resource => Action::Read,
-        Kind::Tool => Action::Call,
-    }
-}
-
-/// Everything else is a mistake of ours, which no policy was written for.
-fn fits(action: Action, kind: Kind) -> bool {
-    action == natural(kind) || (action == Action::Complete && matches!(kind, Kind::Prompt | Kind::Resource))
 }

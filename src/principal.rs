@@ -26,6 +26,12 @@ pub struct Claims {
     pub groups_unknown: bool,
     /// An account of another organisation that was invited into this tenant.
     pub guest: bool,
+    /// How strongly the issuer vouches for the login (OpenID Connect `acr`).
+    pub acr: Option<String>,
+    /// By which means they logged in (RFC 8176 `amr`): `pwd`, `mfa`, `hwk`, …
+    pub amr: BTreeSet<String>,
+    /// When they logged in (OpenID Connect `auth_time`), not when the token was issued.
+    pub auth_time: Option<SystemTime>,
     pub method: Method,
     /// The connection carried a verified client certificate, whatever method named the principal.
     pub mtls: bool,
@@ -116,6 +122,14 @@ impl Principal {
         Principal { claims: Arc::new(claims), key: key.into(), authority, assertion: None }
     }
 
+    /// Somebody who is only asked about: for the workbench, which answers what a policy would say. Nothing is served to
+    /// them.
+    ///
+    /// INVARIANT: called by `cli` alone (held by `tests/tidy.rs`).
+    pub fn supposed(claims: Claims) -> Self {
+        Self::verified(claims)
+    }
+
     /// The same, with the token that proved it: where a backend is to act on behalf of callers.
     #[must_use]
     pub fn bearing(self, assertion: Assertion) -> Self {
@@ -175,13 +189,16 @@ fn authority(claims: &Claims) -> u128 {
         claims.actor.as_ref(),
         claims.client.as_ref(),
         claims.tenant.as_ref(),
+        claims.acr.as_ref(),
     ] {
         field(value.map_or("\u{0}", String::as_str));
     }
-    for set in [&claims.scopes, &claims.roles, &claims.groups] {
+    for set in [&claims.scopes, &claims.roles, &claims.groups, &claims.amr] {
         field(&set.len().to_string());
         set.iter().for_each(|value| field(value));
     }
+    let login = claims.auth_time.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+    field(&login.map_or_else(String::new, |since| since.as_millis().to_string()));
     let bytes = digest.finish();
     let mut half = [0u8; 16];
     half.iter_mut().zip(bytes.as_ref()).for_each(|(to, from)| *to = *from);

@@ -122,7 +122,12 @@ fn judgement_is_pure() {
 
 #[test]
 fn proofs_are_made_only_where_they_are_earned() {
-    let rules = [("Principal::verified(", "identity"), ("Permit {", "policy"), ("Credential {", "credentials")];
+    let rules = [
+        ("Principal::verified(", "identity"),
+        ("Principal::supposed(", "cli"),
+        ("Permit {", "policy"),
+        ("Credential {", "credentials"),
+    ];
     let mut wrong = Vec::new();
     for path in files_under("src", &["rs"]).into_iter().filter(|path| !is_test(path)) {
         let code = code_of(&fs::read_to_string(&path).unwrap());

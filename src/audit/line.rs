@@ -10,9 +10,12 @@ use super::time::timestamp;
 const STRING_BYTES_MAX: usize = 512;
 /// Tool names, prompt names, resource URIs.
 const TARGET_BYTES_MAX: usize = 256;
-const POLICY_BYTES_MAX: usize = 128;
+/// Of a policy's id, a scope, a role, a group.
+const VALUE_BYTES_MAX: usize = 128;
 /// More policies than these are only counted, as `policies_more`.
 const POLICIES_MAX: usize = 16;
+/// More scopes, roles or groups than these are only counted, as `scopes_more` and so on.
+const AUTHORITY_MAX: usize = 32;
 
 /// What most lines need; longer ones grow.
 const LINE_BYTES: usize = 1024;
@@ -32,6 +35,14 @@ pub(super) fn request(record: &Record) -> Vec<u8> {
     line.maybe("actor", record.actor.as_deref());
     line.maybe("client", record.client.as_deref());
     line.maybe("tenant", record.tenant.as_deref());
+    line.maybe("caller", record.caller);
+    line.list("scopes", "scopes_more", &record.scopes, AUTHORITY_MAX);
+    line.list("roles", "roles_more", &record.roles, AUTHORITY_MAX);
+    line.list("groups", "groups_more", &record.groups, AUTHORITY_MAX);
+    line.flag("mtls", record.mtls);
+    line.maybe("acr", record.acr.as_deref());
+    line.list("amr", "amr_more", &record.amr, AUTHORITY_MAX);
+    line.maybe("auth_time", record.auth_time.as_deref());
     line.flag("guest", record.guest);
     line.flag("groups_unknown", record.groups_unknown);
     line.maybe("route", record.route.as_deref());
@@ -48,7 +59,8 @@ pub(super) fn request(record: &Record) -> Vec<u8> {
     line.maybe("reason", record.reason);
     line.maybe("denial", record.denial);
     line.maybe("limit", record.limit);
-    line.policies(&record.policies);
+    line.list("policies", "policies_more", &record.policies, POLICIES_MAX);
+    line.list("shadows", "shadows_more", &record.shadows, POLICIES_MAX);
     if record.hidden > 0 {
         line.number("hidden", record.hidden);
     }
@@ -146,18 +158,19 @@ impl Members {
         let _ = write!(self.out, "{}", value.into());
     }
 
-    fn policies(&mut self, policies: &[String]) {
-        if policies.is_empty() {
+    /// At most so many; the rest is counted.
+    fn list(&mut self, name: &'static str, more_name: &'static str, values: &[String], values_max: usize) {
+        if values.is_empty() {
             return;
         }
-        self.name("policies");
-        for (index, policy) in policies.iter().take(POLICIES_MAX).enumerate() {
+        self.name(name);
+        for (index, value) in values.iter().take(values_max).enumerate() {
             self.out.push(if index == 0 { b'[' } else { b',' });
-            quote(policy, POLICY_BYTES_MAX, &mut self.out);
+            quote(value, VALUE_BYTES_MAX, &mut self.out);
         }
         self.out.push(b']');
-        if let Some(more @ 1..) = policies.len().checked_sub(POLICIES_MAX) {
-            self.number("policies_more", more as u64);
+        if let Some(more @ 1..) = values.len().checked_sub(values_max) {
+            self.number(more_name, more as u64);
         }
     }
 }

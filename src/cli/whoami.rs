@@ -83,6 +83,13 @@ impl Whoami {
     }
 }
 
+/// Whom a token names, to a configuration.
+pub(super) async fn verified(loaded: &Loaded, file: Option<&Path>) -> Result<Arc<Principal>, String> {
+    let token = read(file)?;
+    let identity = Identity::new(loaded.config.identity.clone()).map_err(|error| error.to_string())?;
+    identity.verify(&request(&token)?).await.map_err(|error| format!("the token is not accepted: {error}"))
+}
+
 fn read(file: Option<&Path>) -> Result<Secret, String> {
     let mut text = String::new();
     let read = match file {

@@ -158,6 +158,8 @@ pub(super) struct Grant {
     /// Tools it is for, as `backend/tool`, where `*` stands for any characters: `files/read_*`, `files/*`. Default: all tools
     /// of all backends.
     pub tools: Option<Strings>,
+    /// Not in force: the audit log and a metric tell where it would have changed the answer. Default: `false`.
+    pub shadow: Option<bool>,
 }
 
 /// How much callers may do. What is not given is unlimited.

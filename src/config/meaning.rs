@@ -5,7 +5,7 @@ mod credential;
 mod edge;
 mod identity;
 mod login;
-mod policy;
+pub(super) mod policy;
 mod route;
 mod sessions;
 

@@ -322,6 +322,7 @@ fn grant(grant: &crate::policy::Grant) -> Shown {
         ("subject", maybe(grant.subject.as_ref(), text)),
         ("allow", list(grant.allow.iter().copied(), effect)),
         ("tools", unless_empty(&grant.tools, text)),
+        ("shadow", if grant.shadow { word(true) } else { Shown::Nothing }),
     ])
 }
 

@@ -36,7 +36,7 @@ fn expect_file(path: &Path, actual: &str) {
 
 /// As on a machine where nothing that is named exists.
 fn unchecked() -> Options {
-    Options { check_files: false, base: Some(PathBuf::new()), ..Options::default() }
+    Options { check_files: false, check_policies: false, base: Some(PathBuf::new()), ..Options::default() }
 }
 
 fn parse_as(text: &str, options: Options) -> Result<Loaded, Errors> {

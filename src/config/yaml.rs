@@ -139,6 +139,12 @@ pub(super) struct Tree {
     pub(super) faults: Vec<Fault>,
 }
 
+impl Default for Tree {
+    fn default() -> Self {
+        Tree { root: Node::empty(), faults: Vec::new() }
+    }
+}
+
 /// Reads the text. `Err` when it is not YAML at all; what is only not allowed comes as `faults` beside the tree.
 pub(super) fn parse(text: &str) -> Result<Tree, Vec<Fault>> {
     let mut builder = Builder::default();

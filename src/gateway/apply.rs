@@ -22,6 +22,7 @@ use super::flow::Passing;
 use super::list::Listing;
 use super::list::ttl_place;
 use super::list::within_life;
+use super::open::Shadows;
 use super::stream;
 use super::tasks::Named;
 use super::tasks::Tasks;
@@ -135,6 +136,8 @@ pub(super) struct Desk {
     pub(super) principal: Arc<Principal>,
     pub(super) context: policy::Context,
     pub(super) route: Arc<Route>,
+    /// Of the request's record.
+    pub(super) shadows: Shadows,
 }
 
 /// What goes to the client.
@@ -178,7 +181,7 @@ fn with_session(reply: Reply, session: Option<String>) -> Reply {
 }
 
 impl Desk {
-    pub(super) fn new(errand: &Errand, member: &Member, context: policy::Context) -> Desk {
+    pub(super) fn new(errand: &Errand, member: &Member, context: policy::Context, shadows: Shadows) -> Desk {
         Desk {
             house: errand.house.clone(),
             backend: member.backend.clone(),
@@ -186,6 +189,7 @@ impl Desk {
             principal: errand.principal.clone(),
             context,
             route: errand.route.clone(),
+            shadows,
         }
     }
 

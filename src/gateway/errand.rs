@@ -232,6 +232,6 @@ impl Errand {
                 open.timed(member.backend.call(permit, credential, request.deadline)).await?
             }
         };
-        Desk::new(self, member, judged.context).apply(answer, want, slot, request).await
+        Desk::new(self, member, judged.context, open.shadows()).apply(answer, want, slot, request).await
     }
 }

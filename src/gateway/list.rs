@@ -209,6 +209,7 @@ impl Lists {
         self.keep(listing, public_for, answer, id);
         let decls = declared(desk, kind, &page);
         let judged = desk.house.policy.list(&desk.principal, &decls, &desk.context);
+        desk.shadows.note(&judged.shadows);
         let keep: Vec<bool> =
             page.entries.iter().zip(&judged.listed).map(|(entry, listed)| entry.valid && *listed).collect();
         let hidden = keep.iter().filter(|keep| !**keep).count();

@@ -1,6 +1,10 @@
 //! `Open`: the record of a request that is still alive. It is written exactly once: when closed, or when dropped.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
 use std::time::Instant;
 
 use super::Facts;
@@ -37,6 +41,24 @@ pub(super) struct Open {
     closed: bool,
     /// Its stream may carry answers to requests that were made elsewhere: is one to come?
     pub(super) owes: Option<Owes>,
+    shadows: Shadows,
+}
+
+/// What policies in shadow mode would have changed, also where it is found out after the record went with a stream.
+#[derive(Clone, Default)]
+pub(super) struct Shadows(Arc<Mutex<BTreeSet<String>>>);
+
+impl Shadows {
+    pub(super) fn note(&self, ids: &[String]) {
+        if !ids.is_empty() {
+            self.ids().extend(ids.iter().cloned());
+        }
+    }
+
+    fn ids(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        // A set of names is whole whatever happened to who held it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Open {
@@ -60,6 +82,7 @@ impl Open {
             metrics: metrics.clone(),
             closed: false,
             owes: None,
+            shadows: Shadows::default(),
         }
     }
 
@@ -83,6 +106,7 @@ impl Open {
             metrics: metrics.clone(),
             closed: false,
             owes: None,
+            shadows: Shadows::default(),
         }
     }
 
@@ -97,6 +121,7 @@ impl Open {
             metrics: self.metrics.clone(),
             closed: true,
             owes: None,
+            shadows: Shadows::default(),
         }
     }
 
@@ -140,6 +165,14 @@ impl Open {
         self.record.actor.clone_from(&principal.actor);
         self.record.client.clone_from(&principal.client);
         self.record.tenant.clone_from(&principal.tenant);
+        self.record.caller = Some(principal.kind.as_str());
+        self.record.scopes = principal.scopes.iter().cloned().collect();
+        self.record.roles = principal.roles.iter().cloned().collect();
+        self.record.groups = principal.groups.iter().cloned().collect();
+        self.record.mtls = principal.mtls;
+        self.record.acr.clone_from(&principal.acr);
+        self.record.amr = principal.amr.iter().cloned().collect();
+        self.record.auth_time = principal.auth_time.map(audit::timestamp);
         self.record.guest = principal.guest;
         self.record.groups_unknown = principal.groups_unknown;
     }
@@ -179,11 +212,14 @@ impl Open {
             metrics: self.metrics.clone(),
             closed: true,
             owes: None,
+            shadows: Shadows::default(),
         }
     }
 
     /// What a branch noted: the longest wait, all policies, the first one's mode; one yes is a yes.
     pub(super) fn absorb(&mut self, branch: Open) {
+        let noted: Vec<String> = branch.shadows.ids().iter().cloned().collect();
+        self.shadows.note(&noted);
         let branch = branch.record();
         self.record.upstream_us = self.record.upstream_us.max(branch.upstream_us);
         self.record.hidden += branch.hidden;
@@ -204,6 +240,11 @@ impl Open {
         std::mem::take(&mut self.record)
     }
 
+    /// For what is judged later, in the answer.
+    pub(super) fn shadows(&self) -> Shadows {
+        self.shadows.clone()
+    }
+
     pub(super) fn what(&mut self, call: &Call, mode: Mode) {
         self.record.target = Some(call.decl.name.to_string());
         self.record.effect = Some(call.effect.as_str());
@@ -214,12 +255,14 @@ impl Open {
     pub(super) fn allowed_by(&mut self, permit: &Permit) {
         self.record.decision = Some("allowed");
         self.record.policies = permit.policies().to_vec();
+        self.shadows.note(permit.shadows());
     }
 
     pub(super) fn denied_by(&mut self, denial: &Denial) {
         self.record.decision = Some("refused");
         self.record.denial = Some(denial.reason.as_str());
         self.record.policies = denial.policies.to_vec();
+        self.shadows.note(&denial.shadows);
     }
 
     /// Runs an upstream call and notes how long it took to the start of its answer.
@@ -291,6 +334,7 @@ impl Open {
         }
         self.closed = true;
         self.record.outcome = Some(outcome);
+        self.record.shadows = self.shadows.ids().iter().cloned().collect();
         self.record.duration_us = micros(self.started);
         self.metrics.in_flight.dec();
         self.metrics.observe(&self.record);

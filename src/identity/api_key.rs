@@ -289,7 +289,8 @@ fn same(left: &Digest, right: &Digest) -> bool {
 }
 
 /// An RFC 3339 date or date-time in UTC.
-fn time(text: &str) -> Option<SystemTime> {
+/// `YYYY-MM-DD` or `YYYY-MM-DDThh:mm:ssZ`.
+pub(crate) fn time(text: &str) -> Option<SystemTime> {
     let (date, clock) = match text.split_once('T') {
         Some((date, clock)) => (date, clock.strip_suffix('Z')?),
         None => (text, "00:00:00"),

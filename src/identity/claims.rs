@@ -140,11 +140,12 @@ pub(super) fn accept(payload: &Map<String, Value>, rules: &Rules<'_>, mtls: bool
         roles: payload.values("roles")?,
         groups: payload.values(rules.groups_claim())?,
         groups_unknown: payload.leaves_out(rules.groups_claim()),
+        acr: payload.assurance()?,
+        amr: payload.values("amr")?,
+        auth_time: payload.time("auth_time", f64::floor)?.and_then(moment),
         method: if bound_to.key.is_some() { Method::Dpop } else { Method::Bearer },
         mtls,
-        expires_at: u64::try_from(times.expires)
-            .ok()
-            .and_then(|s| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(s))),
+        expires_at: moment(times.expires),
         ..Claims::default()
     };
     let claims = match rules {
@@ -279,6 +280,14 @@ impl<'a> Payload<'a> {
         }
     }
 
+    /// `acr`; some issuers count their levels.
+    fn assurance(&self) -> Result<Option<String>, Error> {
+        match self.0.get("acr") {
+            Some(Value::Number(level)) if level.is_u64() => Ok(Some(level.to_string())),
+            _ => self.name("acr"),
+        }
+    }
+
     fn tenant(&self, claims: &[String]) -> Result<Option<String>, Error> {
         let Some(claim) = claims.iter().find(|claim| self.0.contains_key(claim.as_str())) else { return Ok(None) };
         let tenant = self.name(claim)?;
@@ -346,6 +355,11 @@ impl<'a> Payload<'a> {
         };
         elsewhere || self.0.get("hasgroups").is_some_and(|has| *has != Value::Bool(false))
     }
+}
+
+/// `None` for what no clock can show.
+fn moment(seconds: i64) -> Option<SystemTime> {
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(seconds).ok()?))
 }
 
 fn is_name(name: &str, bytes_max: usize) -> bool {

@@ -38,7 +38,7 @@ use crate::catalog::Kind;
 use crate::principal::Principal;
 
 /// Decisions remembered; about 150 bytes each.
-const DECISIONS_MAX: u64 = 200_000;
+pub(super) const DECISIONS_MAX: u64 = 200_000;
 
 /// Principals whose policies are picked out, times the four questions each usually asks.
 const SLICES_MAX: u64 = 40_000;
@@ -63,7 +63,7 @@ pub(super) enum Verdict {
 }
 
 impl Verdict {
-    fn unjudgeable() -> Verdict {
+    pub(super) fn unjudgeable() -> Verdict {
         Verdict::Deny(Reason::Error, Arc::default())
     }
 }
@@ -151,14 +151,14 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    pub(super) fn new(policies: &PolicySet, groupless: Option<&PolicySet>, reads: Reads) -> Engine {
+    pub(super) fn new(policies: &PolicySet, groupless: Option<&PolicySet>, reads: Reads, decisions_max: u64) -> Engine {
         Engine {
             authorizer: Authorizer::new(),
             policies: Shelf::new(policies),
             groupless: groupless.map(Shelf::new),
             reads,
-            decisions: Cache::new(DECISIONS_MAX),
-            shared: Cache::new(DECISIONS_MAX),
+            decisions: Cache::new(decisions_max),
+            shared: Cache::new(decisions_max),
             expectations: Cache::new(EXPECTATIONS_MAX),
             shapes: Cache::new(SHAPES_MAX),
             slices: Cache::new(SLICES_MAX),
@@ -222,6 +222,25 @@ impl Engine {
         let verdict = expect();
         self.expectations.insert(facts, verdict.clone());
         verdict
+    }
+
+    /// The policies that have something to say with everything but the arguments known: those that hold, that fail, and
+    /// that are still open.
+    pub(super) fn grounds(
+        &self,
+        principal: &Principal,
+        action: Action,
+        decl: &Decl,
+        effect: Effect,
+        context: &Context,
+    ) -> Arc<[String]> {
+        let slice = self.slice(principal, action, decl.kind);
+        let Some(response) = slice.and_then(|slice| self.ask(&slice, action, decl, effect, Known::Facts(context))) else {
+            return Arc::default();
+        };
+        let held = response.definitely_satisfied().chain(response.nontrivial_residuals());
+        let held = held.map(|policy| policy.id().clone());
+        names(held.chain(response.definitely_errored().cloned()).collect::<HashSet<PolicyId>>())
     }
 
     /// The verdict with everything known. What is still open then is a policy that reads an unreadable argument.

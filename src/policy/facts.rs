@@ -100,7 +100,17 @@ pub(super) fn principal(principal: &Principal) -> Option<Entity> {
         ("guest".to_owned(), RestrictedExpression::new_bool(principal.guest)),
         ("groups_unknown".to_owned(), RestrictedExpression::new_bool(principal.groups_unknown)),
     ]);
-    for (name, value) in [("tenant", &principal.tenant), ("client", &principal.client), ("actor", &principal.actor)] {
+    attributes.insert("amr".to_owned(), RestrictedExpression::new_set(principal.amr.iter().map(|means| text(means))));
+    if let Some(at) = principal.auth_time {
+        attributes.insert("auth_time".to_owned(), RestrictedExpression::new_datetime(datetime(at)?));
+    }
+    let named = [
+        ("acr", &principal.acr),
+        ("actor", &principal.actor),
+        ("client", &principal.client),
+        ("tenant", &principal.tenant),
+    ];
+    for (name, value) in named {
         if let Some(value) = value {
             attributes.insert(name.to_owned(), text(value));
         }

@@ -9,6 +9,9 @@ use crate::catalog::Action;
 /// Ids that begin like this belong to grants.
 pub(super) const PREFIX: &str = "grant-";
 
+/// Ends the id of the second policy of a grant.
+pub(super) const CONNECT: &str = "-connect";
+
 /// A `backend/name` pattern; `*` stands for any characters, within the backend's name or within the rest.
 #[derive(Clone, Debug, Eq, PartialEq)]
 struct Glob {
@@ -84,12 +87,14 @@ pub(super) fn lower(grants: &[Grant], errors: &mut Vec<Error>) -> Lowered {
             continue;
         };
         let id = format!("{PREFIX}{}", index + 1);
-        let connect = format!("{id}-connect");
-        let text = use_policy(&id, &whom, grant, &globs);
+        let connect = format!("{id}{CONNECT}");
+        let shadow = if grant.shadow { "@shadow(\"true\")\n" } else { "" };
+        let text = format!("{shadow}{}", use_policy(&id, &whom, grant, &globs));
         lowered.policies.push((index, id, text));
-        let text = connect_policy(&connect, &whom, &globs);
+        let text = format!("{shadow}{}", connect_policy(&connect, &whom, &globs));
         lowered.policies.push((index, connect, text));
-        if let Some(scope) = &grant.scope {
+        // What opens nothing yet is nothing to ask for.
+        if let Some(scope) = grant.scope.as_ref().filter(|_| !grant.shadow) {
             lowered.reach.push((scope.clone(), globs));
         }
     }

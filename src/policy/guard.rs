@@ -88,6 +88,8 @@ fn typed(expr: &pst::Expr) -> Option<Type> {
             pst::Expr::Var(pst::Var::Principal) if attr == "guest" || attr == "groups_unknown" => Some(Type::Bool),
             pst::Expr::Var(pst::Var::Context) if attr == "mtls" => Some(Type::Bool),
             pst::Expr::Var(pst::Var::Context) if attr == "mode" => Some(Type::Text),
+            pst::Expr::Var(pst::Var::Principal) if attr == "amr" => Some(Type::Set),
+            pst::Expr::Var(pst::Var::Principal) if attr == "auth_time" => None,
             // All their other attributes are strings.
             pst::Expr::Var(pst::Var::Principal | pst::Var::Resource) => Some(Type::Text),
             _ => None,

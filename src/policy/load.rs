@@ -17,6 +17,9 @@ use cedar_policy::ffi::DetailedError;
 use cedar_policy::pst;
 
 use super::Error;
+use super::Origin;
+use super::Place;
+use super::SHADOW;
 use super::grants;
 use super::grants::Lowered;
 use super::guard;
@@ -42,6 +45,7 @@ pub(super) struct Loaded<'a> {
     pub(super) reads: Reads,
     /// What is no error, and yet worth telling the operator.
     pub(super) notes: Vec<String>,
+    pub(super) origins: Vec<Origin>,
     ids: HashSet<String>,
 }
 
@@ -81,6 +85,7 @@ impl<'a> Loaded<'a> {
             policies: Vec::new(),
             reads: Reads::default(),
             notes: Vec::new(),
+            origins: Vec::new(),
             ids: HashSet::new(),
         }
     }
@@ -97,6 +102,8 @@ impl<'a> Loaded<'a> {
                     self.notes.extend(held.notes);
                     self.ids.insert(id.clone());
                     self.written.push(policy.clone());
+                    let place = Place::Grant { index: *index };
+                    self.origins.push(Origin::of(&policy, id, text, place));
                     self.policies.push(policy);
                 }
                 Err(found) => errors.push(wrong(found.to_string())),
@@ -126,8 +133,8 @@ impl<'a> Loaded<'a> {
             let offset = policy.to_cedar().and_then(|policy| text.find(&policy));
             let complain = |errors: &mut Vec<Error>, what: String| errors.push(wrong(Found { what, offset }));
             let id = id_of(policy, file);
-            if policy.annotation("shadow").is_some() {
-                complain(errors, format!("`{id}`: `@shadow` is not supported: the policy would be enforced"));
+            if policy.annotation(SHADOW).is_some_and(|value| value != "true") {
+                complain(errors, format!("`{id}`: `@shadow` can only be \"true\"; leave it out to put the policy in force"));
             }
             if id.starts_with(grants::PREFIX) {
                 complain(errors, format!("`{id}`: ids that begin with `{}` belong to grants", grants::PREFIX));
@@ -137,6 +144,9 @@ impl<'a> Loaded<'a> {
                 continue;
             }
             let policy = policy.new_id(PolicyId::new(&id));
+            let (line, _) = position(text, offset.unwrap_or_default());
+            let words = offset.and_then(|_| policy.to_cedar()).unwrap_or_default();
+            self.origins.push(Origin::of(&policy, &id, &words, Place::Source { file: file.to_owned(), line }));
             let sound = errors.len();
             self.reads.note(&policy);
             match without_args(&policy) {

@@ -108,7 +108,8 @@ impl Policy {
         shape: &Shape,
     ) -> Result<Option<(Vec<cedar_policy::Policy>, Vec<String>)>, String> {
         let (mut policies, mut blurred, mut permits) = (Vec::new(), Vec::new(), false);
-        for policy in &self.written {
+        let enforced = self.written.iter().filter(|policy| policy.annotation(super::SHADOW).is_none());
+        for policy in enforced {
             let pst::Policy::Static(written) = policy.to_pst().map_err(|error| error.to_string())? else {
                 continue;
             };

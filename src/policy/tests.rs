@@ -15,6 +15,7 @@ use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
 
+use super::judge::natural;
 use super::*;
 use crate::catalog::Operation;
 use crate::mcp::Era;
@@ -174,7 +175,7 @@ fn forbid_overrides_permit_and_is_named() {
     let denial = policy
         .authorize(&caller("alice", &[]), call(&tool("kv.read", Effect::Read), None), &noon())
         .expect_err("forbidden");
-    assert_eq!(denial, Denial { reason: Reason::Forbidden, policies: Arc::new(["no".to_owned()]), listed: false });
+    assert_eq!(denial, Denial { reason: Reason::Forbidden, policies: Arc::new(["no".to_owned()]), listed: false, shadows: Arc::default() });
     assert!(judge(&policy, &caller("alice", &[]), &tool("kv.list", Effect::Read), "{}", &noon()).is_ok());
 }
 
@@ -403,7 +404,7 @@ fn a_list_may_be_remembered_only_if_nothing_in_it_depends_on_the_context() {
     let alice = caller("alice", &["mcp.read"]);
     let plain = policy(&[scope_grant("mcp.read", &[Effect::Read, Effect::Destroy], &[])], &[]);
     let listed = plain.list(&alice, &decls, &noon());
-    assert_eq!(listed, Listed { listed: vec![true, false, true], cacheable: true });
+    assert_eq!(listed, Listed { listed: vec![true, false, true], cacheable: true, shadows: Arc::default() });
     let read_only = Context { mode: Mode::ReadOnly, ..noon() };
     assert_eq!(plain.list(&alice, &decls, &read_only).listed, [true, false, false]);
     assert_eq!(plain.list(&caller("bob", &[]), &decls, &noon()).listed, [false; 3]);

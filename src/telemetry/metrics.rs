@@ -48,6 +48,7 @@ pub struct Metrics {
     rejections: IntCounterVec,
     limited: IntCounterVec,
     tool_calls: IntCounterVec,
+    shadows: IntCounterVec,
     /// Raised when a request is admitted, lowered when its record is closed.
     pub in_flight: IntGauge,
     /// Raised when a stream to a client starts, lowered when it ends.
@@ -87,6 +88,7 @@ impl Metrics {
             rejections: counters(&registry, names::REJECTIONS),
             limited: counters(&registry, names::LIMITED),
             tool_calls: counters(&registry, names::TOOL_CALLS),
+            shadows: counters(&registry, names::SHADOWS),
             in_flight: register(&registry, IntGauge::with_opts(opts(names::IN_FLIGHT))),
             open_streams: register(&registry, IntGauge::with_opts(opts(names::OPEN_STREAMS))),
             connections: register(&registry, IntGauge::with_opts(opts(names::CONNECTIONS))),
@@ -128,6 +130,10 @@ impl Metrics {
         }
         if let (Some(effect), Some(decision), "tools/call") = (record.effect, record.decision, method) {
             count(&self.tool_calls, &[backend, effect, decision]);
+        }
+        // Ids are those of the configured policies, and few of them are in shadow mode.
+        for policy in &record.shadows {
+            count(&self.shadows, &[policy, record.decision.unwrap_or(NONE)]);
         }
     }
 

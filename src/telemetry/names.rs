@@ -62,6 +62,11 @@ pub const TOOL_CALLS: Metric = counter(
     &["backend", "effect", "decision"],
     "Tool calls that were judged, by effect and decision.",
 );
+pub const SHADOWS: Metric = counter(
+    "wardgate_shadow_policies_total",
+    &["policy", "decision"],
+    "Requests whose answer a policy in shadow mode would have changed, by policy and by the decision that was in force.",
+);
 pub const IN_FLIGHT: Metric =
     gauge("wardgate_in_flight_requests", &[], "Requests admitted and not yet closed, streams included.");
 pub const OPEN_STREAMS: Metric = gauge("wardgate_open_streams", &[], "Event streams open to clients.");
@@ -104,6 +109,7 @@ pub const ALL: &[Metric] = &[
     REJECTIONS,
     LIMITED,
     TOOL_CALLS,
+    SHADOWS,
     IN_FLIGHT,
     OPEN_STREAMS,
     CONNECTIONS,

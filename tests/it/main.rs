@@ -28,6 +28,9 @@ mod old;
 mod program;
 /// Proofs beyond the token: DPoP, certificates.
 mod proof;
+/// What no request can do: policies put to a real solver.
+#[cfg(feature = "prove")]
+mod prove;
 /// Judges what the gateway writes by the protocol's own schemas.
 mod referee;
 /// Every revision on both sides, and every kind of message.

@@ -74,6 +74,7 @@ fn grant(book: &mut Book<'_>, key: &Key, written: file::Grant) -> Option<Grant> 
         subject: written.subject,
         allow,
         tools,
+        shadow: written.shadow.unwrap_or_default(),
     })
 }
 
@@ -94,7 +95,7 @@ pub(super) fn check_tools(book: &mut Book<'_>, key: &Key, text: &str) {
 }
 
 /// The text of every `.cedar` file, in the order written, files of a folder by name.
-fn sources(book: &mut Book<'_>, key: &Key, paths: &Strings) -> Vec<(String, String)> {
+pub(in crate::config) fn sources(book: &mut Book<'_>, key: &Key, paths: &Strings) -> Vec<(String, String)> {
     let mut sources: Vec<(String, String)> = Vec::new();
     for (index, text) in paths.0.iter().enumerate() {
         let key = if paths.0.len() == 1 { key.clone() } else { key.index(index) };
@@ -109,6 +110,8 @@ fn sources(book: &mut Book<'_>, key: &Key, paths: &Strings) -> Vec<(String, Stri
                 return sources;
             } else if let Some(text) = book.text(&key, &file, CEDAR_BYTES_MAX) {
                 sources.push((name, text));
+            } else if book.options().check_policies && !book.options().check_files {
+                book.error(&key, format!("`{name}` cannot be read"));
             }
         }
     }

@@ -85,7 +85,7 @@ fn an_id_belongs_to_one_policy() {
 
 #[test]
 fn what_would_be_enforced_against_its_words_is_refused() {
-    one_error("@shadow(\"true\") permit (principal, action, resource);", "1:1", &["`@shadow` is not supported"]);
+    one_error("@shadow(\"no\") permit (principal, action, resource);", "1:1", &["`@shadow` can only be \"true\""]);
     one_error("permit (principal == ?principal, action, resource);", "1:1", &["template"]);
 }
 
