@@ -15,6 +15,7 @@ use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
 
+use super::judge::fits;
 use super::judge::natural;
 use super::*;
 use crate::catalog::Operation;

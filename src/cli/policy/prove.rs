@@ -14,8 +14,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use cedar_policy_symcc::CedarSymCompiler;
-use cedar_policy_symcc::SymEnv;
-use cedar_policy_symcc::WellTypedPolicies;
+use cedar_policy_symcc::CompiledPolicySet;
 use cedar_policy_symcc::err::Error as SolverError;
 use cedar_policy_symcc::solver::LocalSolver;
 use clap::Args;
@@ -206,15 +205,11 @@ async fn ask(
             SolverError::SolverUnknown => format!("cvc5 found no answer within {QUESTION_SECONDS_MAX} s"),
             error => plain(&error.to_string().replace('\n', " ")),
         };
-        let symbols = match SymEnv::new(&question.schema, &env) {
-            Ok(symbols) => symbols,
+        let compiled = match CompiledPolicySet::compile(&question.policies, &env, &question.schema) {
+            Ok(compiled) => compiled,
             Err(error) => return Ok(Outcome::Open(told(error))),
         };
-        let typed = match WellTypedPolicies::from_policies(&question.policies, &env, &question.schema) {
-            Ok(typed) => typed,
-            Err(error) => return Ok(Outcome::Open(told(error))),
-        };
-        match solver.check_always_denies_with_counterexample(&typed, &symbols).await {
+        match solver.check_always_denies_with_counterexample_opt(&compiled).await {
             Ok(None) => {}
             Ok(Some(env)) => match confirmed(policy, question, &env, ceiling) {
                 Some(found) => return Ok(Outcome::Counterexample(Box::new(found))),
