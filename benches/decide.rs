@@ -150,7 +150,9 @@ fn decide(criterion: &mut Criterion) {
 /// A policy that reads arguments, held to each of a thousand tools with arguments of their own.
 fn load(criterion: &mut Criterion) {
     let schema = |number: usize| {
-        format!(r#"{{"inputSchema":{{"type":"object","properties":{{"namespace":{{"type":"string"}},"n{number}":{{"type":"integer"}}}}}}}}"#)
+        format!(
+            r#"{{"inputSchema":{{"type":"object","properties":{{"namespace":{{"type":"string"}},"n{number}":{{"type":"integer"}}}}}}}}"#
+        )
     };
     let decls: Vec<Arc<Decl>> = (0..1000)
         .map(|number| {

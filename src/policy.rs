@@ -346,8 +346,7 @@ impl Policy {
     /// The denial, with its reason.
     pub fn authorize(&self, principal: &Principal, call: Call, context: &Context) -> Result<Permit, Denial> {
         let judged = judge::judge(&self.engine, principal, &call, context);
-        let shadows =
-            self.trying(|engine| judge::judge(engine, principal, &call, context).is_ok() != judged.is_ok());
+        let shadows = self.trying(|engine| judge::judge(engine, principal, &call, context).is_ok() != judged.is_ok());
         match judged {
             Ok(policies) => {
                 let (owner, caller) = (principal.key().clone(), Some(principal.clone()));

@@ -31,8 +31,9 @@ const INTRODUCTION: Duration = Duration::from_secs(10);
 /// Every room, or every problem. What an equal configuration built before is kept with its pools, caches and counters.
 pub(super) async fn house(config: &Config, old: Option<&House>) -> Result<Arc<House>, Vec<String>> {
     let mut problems = Vec::new();
-    let policy =
-        Policy::over(&config.policy, &known(config)).map_err(|errors| problems.extend(errors.iter().map(ToString::to_string))).ok();
+    let policy = Policy::over(&config.policy, &known(config))
+        .map_err(|errors| problems.extend(errors.iter().map(ToString::to_string)))
+        .ok();
     let identity = match old {
         Some(old) => old.identity.renewed(config.identity.clone()),
         None => Identity::new(config.identity.clone()),

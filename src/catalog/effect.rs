@@ -134,10 +134,8 @@ impl Effects {
     /// tool can do: it raises what no rule says of certain arguments, and leaves alone what one does.
     pub fn varies(&self, tool: &str, hints: Hints) -> Option<Varies> {
         let matching = self.rules.iter().filter(|rule| rule.tools.is_match(tool));
-        let rules: Vec<(When, Effect)> = matching
-            .take_while(|rule| !rule.when.0.is_empty())
-            .map(|rule| (rule.when.clone(), rule.effect))
-            .collect();
+        let rules: Vec<(When, Effect)> =
+            matching.take_while(|rule| !rule.when.0.is_empty()).map(|rule| (rule.when.clone(), rule.effect)).collect();
         (!rules.is_empty()).then(|| Varies::by_rules(rules, self.settled(tool, hints)))
     }
 

@@ -33,13 +33,15 @@ impl Varies {
     /// A built-in tool's own judgement of the raw arguments, from `lowest` to `highest`; `None` where it cannot tell.
     pub fn by_function(lowest: Effect, highest: Effect, of: fn(&[u8]) -> Option<Effect>) -> Varies {
         let within = |effect: &Effect| (lowest..=highest).contains(effect);
-        let effects = Effect::ALL.into_iter().filter(within).chain([highest]).collect::<std::collections::BTreeSet<_>>();
+        let effects =
+            Effect::ALL.into_iter().filter(within).chain([highest]).collect::<std::collections::BTreeSet<_>>();
         Varies { by: By::Function(of), effects: effects.into_iter().collect() }
     }
 
     /// The first rule that holds; `otherwise` if none does.
     pub fn by_rules(rules: Vec<(When, Effect)>, otherwise: Effect) -> Varies {
-        let effects = rules.iter().map(|(_, effect)| *effect).chain([otherwise]).collect::<std::collections::BTreeSet<_>>();
+        let effects =
+            rules.iter().map(|(_, effect)| *effect).chain([otherwise]).collect::<std::collections::BTreeSet<_>>();
         Varies { by: By::Rules { rules: rules.into(), otherwise }, effects: effects.into_iter().collect() }
     }
 
@@ -87,7 +89,8 @@ impl When {
     /// Each argument it looks at is of the type of one of its values, or was not sent.
     fn is_typed(&self, arguments: &Map<String, Value>) -> bool {
         let typed = |(name, values): &(String, Vec<Value>)| {
-            let alike = |sent: &Value| values.iter().any(|value| std::mem::discriminant(value) == std::mem::discriminant(sent));
+            let alike =
+                |sent: &Value| values.iter().any(|value| std::mem::discriminant(value) == std::mem::discriminant(sent));
             arguments.get(name).is_none_or(alike)
         };
         self.0.iter().all(typed)

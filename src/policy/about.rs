@@ -95,7 +95,11 @@ impl Subject<'_> {
     }
 
     fn is_in(&self, entity: &pst::EntityUID) -> Answer {
-        if entity.ty.to_string() == Kind::Backend.as_str() { (entity.eid == self.backend).into() } else { self.is(entity) }
+        if entity.ty.to_string() == Kind::Backend.as_str() {
+            (entity.eid == self.backend).into()
+        } else {
+            self.is(entity)
+        }
     }
 
     fn attribute(&self, name: &str) -> Option<&str> {

@@ -261,7 +261,9 @@ mod tests {
 
     #[test]
     fn two_spellings_of_a_number_are_one_value() {
-        for spellings in [["1180591620717411303424", "1180591620717411303424.0"], ["1e-7", "0.00000010"], ["1e50", "10e49"]] {
+        for spellings in
+            [["1180591620717411303424", "1180591620717411303424.0"], ["1e-7", "0.00000010"], ["1e50", "10e49"]]
+        {
             let [one, other] = spellings.map(|json| read(json, &Shape::Open));
             assert_eq!(one, other);
             assert!(one.starts_with("Json::"), "{one}");

@@ -235,7 +235,8 @@ impl Engine {
         context: &Context,
     ) -> Arc<[String]> {
         let slice = self.slice(principal, action, decl.kind);
-        let Some(response) = slice.and_then(|slice| self.ask(&slice, action, decl, effect, Known::Facts(context))) else {
+        let Some(response) = slice.and_then(|slice| self.ask(&slice, action, decl, effect, Known::Facts(context)))
+        else {
             return Arc::default();
         };
         let held = response.definitely_satisfied().chain(response.nontrivial_residuals());
@@ -245,15 +246,11 @@ impl Engine {
 
     /// The verdict with everything known. What is still open then is a policy that reads an unreadable argument.
     pub(super) fn settle(&self, principal: &Principal, call: &Call, effect: Effect, context: &Context) -> Verdict {
-        let args = if self.reads.args {
-            Args::read(call.arguments(), &self.shape(&call.decl))
-        } else {
-            Args::none()
-        };
+        let args = if self.reads.args { Args::read(call.arguments(), &self.shape(&call.decl)) } else { Args::none() };
         let slice = self.slice(principal, call.action, call.decl.kind);
-        let answer = slice.zip(args).and_then(|(slice, args)| {
-            self.ask(&slice, call.action, &call.decl, effect, Known::All(context, args))
-        });
+        let answer = slice
+            .zip(args)
+            .and_then(|(slice, args)| self.ask(&slice, call.action, &call.decl, effect, Known::All(context, args)));
         let Some(response) = answer else {
             return Verdict::unjudgeable();
         };

@@ -103,11 +103,9 @@ pub(super) fn worst(expr: &Arc<pst::Expr>, wanted: bool, hides: &dyn Fn(&pst::Ex
         pst::Expr::UnaryOp { op: pst::UnaryOp::Not, expr } => {
             pst::Expr::UnaryOp { op: pst::UnaryOp::Not, expr: worst(expr, !wanted, hides) }
         }
-        pst::Expr::BinaryOp { op: op @ (pst::BinaryOp::And | pst::BinaryOp::Or), left, right } => pst::Expr::BinaryOp {
-            op: *op,
-            left: worst(left, wanted, hides),
-            right: worst(right, wanted, hides),
-        },
+        pst::Expr::BinaryOp { op: op @ (pst::BinaryOp::And | pst::BinaryOp::Or), left, right } => {
+            pst::Expr::BinaryOp { op: *op, left: worst(left, wanted, hides), right: worst(right, wanted, hides) }
+        }
         pst::Expr::IfThenElse { cond, then_expr, else_expr } if !hides(cond) => pst::Expr::IfThenElse {
             cond: cond.clone(),
             then_expr: worst(then_expr, wanted, hides),

@@ -82,7 +82,9 @@ fn typed(expr: &pst::Expr) -> Option<Type> {
         pst::Expr::UnaryOp { op: pst::UnaryOp::Not, .. } | pst::Expr::Like { .. } | pst::Expr::HasAttr { .. } => {
             Some(Type::Bool)
         }
-        pst::Expr::BinaryOp { op: pst::BinaryOp::Add | pst::BinaryOp::Sub | pst::BinaryOp::Mul, .. } => Some(Type::Long),
+        pst::Expr::BinaryOp { op: pst::BinaryOp::Add | pst::BinaryOp::Sub | pst::BinaryOp::Mul, .. } => {
+            Some(Type::Long)
+        }
         pst::Expr::Set(_) => Some(Type::Set),
         pst::Expr::GetAttr { expr, attr } => match expr.as_ref() {
             pst::Expr::Var(pst::Var::Principal) if attr == "guest" || attr == "groups_unknown" => Some(Type::Bool),

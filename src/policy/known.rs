@@ -105,7 +105,11 @@ impl Known {
                 Attribute::Name if !self.may_have(body, &value) => {
                     let what = format!("no backend that it is about has a tool `{value}`");
                     // Prompts and resources have names, too, and are not known.
-                    if only_tools { wrong.insert(what) } else { doubtful.insert(what) };
+                    if only_tools {
+                        wrong.insert(what)
+                    } else {
+                        doubtful.insert(what)
+                    };
                 }
                 Attribute::Backend | Attribute::Name => {}
             }
@@ -215,9 +219,12 @@ struct Validators {
 impl Validators {
     fn wrong(&self, said: &pst::Template, shape: &Shape) -> Vec<String> {
         let arguments = shape.to_cedar();
-        let validator = self.made.borrow_mut().entry(arguments).or_insert_with_key(|arguments| {
-            schema_of(arguments).map(|schema| Rc::new(Validator::new(schema)))
-        }).clone();
+        let validator = self
+            .made
+            .borrow_mut()
+            .entry(arguments)
+            .or_insert_with_key(|arguments| schema_of(arguments).map(|schema| Rc::new(Validator::new(schema))))
+            .clone();
         let Some(validator) = validator else {
             return vec!["its arguments have names that Cedar cannot write".to_owned()];
         };

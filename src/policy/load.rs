@@ -134,7 +134,10 @@ impl<'a> Loaded<'a> {
             let complain = |errors: &mut Vec<Error>, what: String| errors.push(wrong(Found { what, offset }));
             let id = id_of(policy, file);
             if policy.annotation(SHADOW).is_some_and(|value| value != "true") {
-                complain(errors, format!("`{id}`: `@shadow` can only be \"true\"; leave it out to put the policy in force"));
+                complain(
+                    errors,
+                    format!("`{id}`: `@shadow` can only be \"true\"; leave it out to put the policy in force"),
+                );
             }
             if id.starts_with(grants::PREFIX) {
                 complain(errors, format!("`{id}`: ids that begin with `{}` belong to grants", grants::PREFIX));
@@ -162,7 +165,9 @@ impl<'a> Loaded<'a> {
             }
             if errors.len() == sound {
                 let held = self.known.hold(&policy);
-                errors.extend(held.errors.into_iter().map(|what| wrong(Found { what: format!("`{id}`: {what}"), offset })));
+                errors.extend(
+                    held.errors.into_iter().map(|what| wrong(Found { what: format!("`{id}`: {what}"), offset })),
+                );
                 self.notes.extend(held.notes);
             }
             match guard::guarded(&policy) {
@@ -312,11 +317,9 @@ pub(super) fn rebuilt(expr: &Arc<pst::Expr>, part: &dyn Fn(&Arc<pst::Expr>) -> A
         pst::Expr::GetAttr { expr, attr } => pst::Expr::GetAttr { expr: part(expr), attr: attr.clone() },
         pst::Expr::HasAttr { expr, attrs } => pst::Expr::HasAttr { expr: part(expr), attrs: attrs.clone() },
         pst::Expr::Like { expr, pattern } => pst::Expr::Like { expr: part(expr), pattern: pattern.clone() },
-        pst::Expr::Is { expr, entity_type, in_expr } => pst::Expr::Is {
-            expr: part(expr),
-            entity_type: entity_type.clone(),
-            in_expr: in_expr.as_ref().map(part),
-        },
+        pst::Expr::Is { expr, entity_type, in_expr } => {
+            pst::Expr::Is { expr: part(expr), entity_type: entity_type.clone(), in_expr: in_expr.as_ref().map(part) }
+        }
         pst::Expr::IfThenElse { cond, then_expr, else_expr } => {
             pst::Expr::IfThenElse { cond: part(cond), then_expr: part(then_expr), else_expr: part(else_expr) }
         }

@@ -76,7 +76,8 @@ impl Policy {
                 About::Tool(decl) => (&decl.backend, Some(decl.name.as_ref()), decl.effects()),
             };
             let admitted = |effect: &&Effect| ceiling(backend).is_some_and(|mode| mode.admits(**effect));
-            let above: Vec<Effect> = effects.iter().filter(|effect| !claim.admits(**effect)).filter(admitted).copied().collect();
+            let above: Vec<Effect> =
+                effects.iter().filter(|effect| !claim.admits(**effect)).filter(admitted).copied().collect();
             questions.by_mode += usize::from(above.is_empty());
             for effect in above {
                 let subject = Subject { backend, name, effect: Some(effect) };
@@ -138,7 +139,8 @@ impl Policy {
 
 /// What the policies say, without the name of the tool in their scopes: the same for tools that nothing tells apart.
 fn said(policies: &[cedar_policy::Policy], subject: &Subject<'_>) -> String {
-    let scope = subject.name.map(|name| format!("Tool::{}", super::grants::quoted(&format!("{}/{name}", subject.backend))));
+    let scope =
+        subject.name.map(|name| format!("Tool::{}", super::grants::quoted(&format!("{}/{name}", subject.backend))));
     let text = |policy: &cedar_policy::Policy| {
         let text = policy.to_cedar().unwrap_or_else(|| policy.id().to_string());
         scope.as_ref().map_or(text.clone(), |scope| text.replacen(scope, "Tool", 1))

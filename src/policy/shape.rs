@@ -164,7 +164,9 @@ impl Reader<'_> {
         // What stands beside a reference can only narrow what it refers to.
         if let Some(target) = schema.get("$ref") {
             let target = target.as_str().and_then(|target| target.strip_prefix('#'));
-            return target.and_then(|at| self.root.pointer(at)).map_or(Shape::Open, |found| self.read(found, depth + 1));
+            return target
+                .and_then(|at| self.root.pointer(at))
+                .map_or(Shape::Open, |found| self.read(found, depth + 1));
         }
         for choice in ["anyOf", "oneOf", "allOf"] {
             match schema.get(choice).and_then(Value::as_array).map(Vec::as_slice) {
@@ -173,7 +175,10 @@ impl Reader<'_> {
                 Some(_) => return Shape::Open,
             }
         }
-        if ["if", "then", "else", "not", "dependentSchemas", "$dynamicRef"].iter().any(|word| schema.contains_key(*word)) {
+        if ["if", "then", "else", "not", "dependentSchemas", "$dynamicRef"]
+            .iter()
+            .any(|word| schema.contains_key(*word))
+        {
             return Shape::Open;
         }
         let named = match schema.get("type") {
@@ -227,7 +232,9 @@ fn of_values(schema: &Map<String, Value>) -> Option<&'static str> {
         (Some(value), _) => std::slice::from_ref(value),
         (None, Some(Value::Array(values))) => values.as_slice(),
         (None, Some(_)) => return None,
-        (None, None) => return ["properties", "required"].iter().any(|word| schema.contains_key(*word)).then_some("object"),
+        (None, None) => {
+            return ["properties", "required"].iter().any(|word| schema.contains_key(*word)).then_some("object");
+        }
     };
     let of = |value: &Value| match value {
         Value::Bool(_) => Some("boolean"),
@@ -310,7 +317,10 @@ mod tests {
             (r#"{"type": "object", "properties": {}, "additionalProperties": true}"#, Place::Open),
             (r#"{"type": "object", "additionalProperties": {"type": "string"}}"#, Place::Open),
             (r#"{"type": "object", "properties": {}, "patternProperties": {"^x-": {}}}"#, Place::Open),
-            (r#"{"type": "object", "properties": {}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]}"#, Place::Open),
+            (
+                r#"{"type": "object", "properties": {}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]}"#,
+                Place::Open,
+            ),
         ] {
             assert_eq!(shape(schema).read(&["x"]), expected, "{schema}");
             assert_eq!(shape(schema).has(&["x"]), expected, "{schema}");

@@ -176,7 +176,15 @@ fn forbid_overrides_permit_and_is_named() {
     let denial = policy
         .authorize(&caller("alice", &[]), call(&tool("kv.read", Effect::Read), None), &noon())
         .expect_err("forbidden");
-    assert_eq!(denial, Denial { reason: Reason::Forbidden, policies: Arc::new(["no".to_owned()]), listed: false, shadows: Arc::default() });
+    assert_eq!(
+        denial,
+        Denial {
+            reason: Reason::Forbidden,
+            policies: Arc::new(["no".to_owned()]),
+            listed: false,
+            shadows: Arc::default()
+        }
+    );
     assert!(judge(&policy, &caller("alice", &[]), &tool("kv.list", Effect::Read), "{}", &noon()).is_ok());
 }
 
@@ -209,7 +217,10 @@ fn arguments_are_read_as_they_were_sent() {
     assert!(judge(&policy, &alice, &decl, sent, &noon()).is_ok());
     assert_eq!(judge(&policy, &alice, &decl, &sent.replace('x', "y"), &noon()), Err((Reason::NotGranted, true)));
     assert!(judge(&policy, &alice, &decl, &sent.replace("[1, 3", "[1.5, null, 3"), &noon()).is_ok());
-    assert_eq!(judge(&policy, &alice, &decl, &sent.replace("[1, 3", "[[1, 3]"), &noon()), Err((Reason::NotGranted, true)));
+    assert_eq!(
+        judge(&policy, &alice, &decl, &sent.replace("[1, 3", "[[1, 3]"), &noon()),
+        Err((Reason::NotGranted, true))
+    );
     assert_eq!(judge(&policy, &alice, &decl, &sent.replace("\"x\"", "null"), &noon()), Err((Reason::Error, true)));
     assert!(policy.lists(&alice, &decl, &noon()));
 }

@@ -35,10 +35,14 @@ const ADMINS: &str = r#"@id("admins") permit (principal in Role::"mcp.admin", ac
 async fn a_real_solver_finds_the_way_through_and_says_when_there_is_none() {
     let (code, said) = prove("full", ADMINS, None).await;
     assert_eq!(code, Some(1), "{said}");
-    for part in ["counterexample for the tools of `files`", "roles: `mcp.admin`", "which would destroy", "allowed by: admins"] {
+    for part in
+        ["counterexample for the tools of `files`", "roles: `mcp.admin`", "which would destroy", "allowed by: admins"]
+    {
         assert!(said.contains(part), "lacks {part}:\n{said}");
     }
-    let closed = format!("{ADMINS} forbid (principal, action, resource) unless {{ [\"read\", \"write\"].contains(resource.effect) || principal.guest && !principal.guest }};");
+    let closed = format!(
+        "{ADMINS} forbid (principal, action, resource) unless {{ [\"read\", \"write\"].contains(resource.effect) || principal.guest && !principal.guest }};"
+    );
     let (code, said) = prove("full", &closed, None).await;
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("proven: no request can destroy"), "{said}");

@@ -191,11 +191,7 @@ fn solver() -> Result<CedarSymCompiler<LocalSolver>, String> {
 }
 
 /// Asks for each type of principal.
-async fn ask(
-    policy: &Policy,
-    question: &Question,
-    ceiling: &impl Fn(&str) -> Option<Mode>,
-) -> Result<Outcome, String> {
+async fn ask(policy: &Policy, question: &Question, ceiling: &impl Fn(&str) -> Option<Mode>) -> Result<Outcome, String> {
     let mut open = None;
     let call = |env: &cedar_policy::RequestEnv| env.action().id().unescaped() == Action::Call.as_str();
     for env in question.schema.request_envs().filter(call) {
@@ -348,11 +344,15 @@ fn claims(env: &cedar_policy_symcc::Env) -> Option<Claims> {
 /// A Cedar value as what a caller would send.
 fn json(value: Value) -> Value {
     match value {
-        Value::Object(members) => match members.get("__extn").and_then(|_| extension(&Value::Object(members.clone()))) {
-            Some(text) => text.parse::<f64>().ok().and_then(serde_json::Number::from_f64).map_or(Value::Null, Value::Number),
-            None if members.contains_key("__entity") => Value::Null,
-            None => Value::Object(members.into_iter().map(|(name, member)| (name, json(member))).collect()),
-        },
+        Value::Object(members) => {
+            match members.get("__extn").and_then(|_| extension(&Value::Object(members.clone()))) {
+                Some(text) => {
+                    text.parse::<f64>().ok().and_then(serde_json::Number::from_f64).map_or(Value::Null, Value::Number)
+                }
+                None if members.contains_key("__entity") => Value::Null,
+                None => Value::Object(members.into_iter().map(|(name, member)| (name, json(member))).collect()),
+            }
+        }
         Value::Array(items) => Value::Array(items.into_iter().map(json).collect()),
         plain => plain,
     }
@@ -462,10 +462,16 @@ mod tests {
     async fn what_the_mode_or_the_grants_rule_out_needs_no_solver() {
         let (code, text) = prove("non-destructive", "permit (principal, action, resource);", false).await;
         assert_eq!(code, PROVEN, "{text}");
-        assert!(text.contains("3 by their effects and the modes, 0 because nothing permits it, 0 by the solver"), "{text}");
+        assert!(
+            text.contains("3 by their effects and the modes, 0 because nothing permits it, 0 by the solver"),
+            "{text}"
+        );
         let (code, text) = prove("full", "permit (principal, action == Action::\"read\", resource);", false).await;
         assert_eq!(code, PROVEN, "{text}");
-        assert!(text.contains("1 by their effects and the modes, 2 because nothing permits it, 0 by the solver"), "{text}");
+        assert!(
+            text.contains("1 by their effects and the modes, 2 because nothing permits it, 0 by the solver"),
+            "{text}"
+        );
     }
 
     #[tokio::test]
@@ -474,7 +480,10 @@ mod tests {
             forbid (principal, action, resource == Tool::"vault/delete") unless { context.args has n && context.args.n < 2 };
             forbid (principal, action, resource == Tool::"vault/rollout") unless { principal.guest };
             forbid (principal, action, resource) when { principal has tenant || principal.guest };"#;
-        let policies = policies.replace("resource) when { context.args has n", "resource == Tool::\"vault/delete\") when { context.args has n");
+        let policies = policies.replace(
+            "resource) when { context.args has n",
+            "resource == Tool::\"vault/delete\") when { context.args has n",
+        );
         let more = r#"permit (principal in Role::"admin", action, resource == Tool::"vault/rollout");"#;
         let (code, text) = prove("full", &format!("{policies}{more}"), false).await;
         assert_eq!(code, PROVEN, "{text}");
@@ -487,14 +496,21 @@ mod tests {
             when { context.args has n && context.args.n == 42 && context.args has ratio && context.args.ratio.lessThan(decimal("0.5")) && context.mtls };"#;
         let (code, text) = prove("full", policies, false).await;
         assert_eq!(code, REFUTED, "{text}");
-        for part in ["roles: `admin`", "tool: `vault/delete`, which would destroy", "\"n\":42", "client certificate: verified", "allowed by: oops"] {
+        for part in [
+            "roles: `admin`",
+            "tool: `vault/delete`, which would destroy",
+            "\"n\":42",
+            "client certificate: verified",
+            "allowed by: oops",
+        ] {
             assert!(text.contains(part), "lacks {part}:\n{text}");
         }
     }
 
     #[tokio::test]
     async fn a_call_that_reads_by_its_arguments_is_no_counterexample() {
-        let reads = r#"permit (principal, action, resource == Tool::"vault/rollout") when { resource.effect == "read" };"#;
+        let reads =
+            r#"permit (principal, action, resource == Tool::"vault/rollout") when { resource.effect == "read" };"#;
         let (code, text) = prove("full", reads, false).await;
         assert_eq!(code, PROVEN, "{text}");
         let all = r#"@id("oops") permit (principal, action, resource == Tool::"vault/rollout");"#;
@@ -505,7 +521,8 @@ mod tests {
 
     #[tokio::test]
     async fn tools_that_nobody_knows_are_taken_for_the_worst() {
-        let (code, text) = prove("full", r#"permit (principal in Scope::"s", action, resource in Backend::"git");"#, true).await;
+        let (code, text) =
+            prove("full", r#"permit (principal in Scope::"s", action, resource in Backend::"git");"#, true).await;
         assert_eq!(code, REFUTED, "{text}");
         assert!(text.contains("the tools of `git`") && text.contains("scopes: `s`"), "{text}");
         let (code, text) = prove("non-destructive", r#"permit (principal, action, resource);"#, true).await;
@@ -517,8 +534,12 @@ mod tests {
         let policies = r#"@id("typeless") permit (principal, action, resource == Tool::"vault/delete") when { context.args has any && context.args.any == Json::"null" };"#;
         let (code, text) = prove("full", policies, false).await;
         assert_eq!(code, UNDECIDED, "{text}");
-        assert!(text.contains("it turns on arguments whose types are not known") && text.contains("`typeless`"), "{text}");
-        let closed = format!("{policies} forbid (principal, action, resource) when {{ resource.effect == \"destroy\" }};");
+        assert!(
+            text.contains("it turns on arguments whose types are not known") && text.contains("`typeless`"),
+            "{text}"
+        );
+        let closed =
+            format!("{policies} forbid (principal, action, resource) when {{ resource.effect == \"destroy\" }};");
         let (code, text) = prove("full", &closed, false).await;
         assert_eq!(code, PROVEN, "{text}");
     }

@@ -8,7 +8,8 @@ use crate::catalog::When;
 
 /// Reads when it lists, writes when it sets, destroys otherwise.
 fn rollout() -> Arc<Decl> {
-    let when = |values: serde_json::Value| When(vec![("action".to_owned(), values.as_array().expect("values").clone())]);
+    let when =
+        |values: serde_json::Value| When(vec![("action".to_owned(), values.as_array().expect("values").clone())]);
     let rules = vec![(when(json!(["list", "get"])), Effect::Read), (when(json!(["set"])), Effect::Write)];
     let decl = Decl::plain(Kind::Tool, "vault".into(), "rollout", Effect::Destroy);
     Arc::new(decl.varying(Varies::by_rules(rules, Effect::Destroy)))
