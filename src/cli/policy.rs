@@ -11,6 +11,8 @@ mod replay;
 mod rulebook;
 mod table;
 mod test;
+#[cfg(test)]
+mod tests;
 
 use clap::Args;
 use clap::Subcommand;

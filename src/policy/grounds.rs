@@ -68,7 +68,8 @@ pub(super) fn trials(shadows: Vec<Policy>) -> Vec<(String, Vec<Policy>)> {
 
 /// Everything the policies name that a caller can have.
 pub(super) fn whom(policies: &[Policy], grants: &[Grant]) -> BTreeSet<Whom> {
-    let mut found: BTreeSet<Whom> = grants.iter().filter_map(|grant| grant.subject.clone()).map(Whom::Subject).collect();
+    let mut found: BTreeSet<Whom> =
+        grants.iter().filter_map(|grant| grant.subject.clone()).map(Whom::Subject).collect();
     for policy in policies {
         // What has no such form was refused by loading.
         let Ok(pst::Policy::Static(policy)) = policy.to_pst() else { continue };

@@ -8,6 +8,7 @@ mod known;
 mod loading;
 mod lowering;
 mod property;
+mod shadows;
 
 use std::collections::BTreeSet;
 use std::time::Duration;

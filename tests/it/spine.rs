@@ -70,6 +70,29 @@ async fn a_permitted_call_reaches_the_upstream_and_is_recorded_without_its_argum
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_grant_in_shadow_mode_is_noted_in_records_of_calls_and_lists_and_opens_nothing() {
+    let rig = Rig::with(|file| {
+        file["mode"] = json!("full");
+        let grants = file["grants"].as_array_mut().unwrap();
+        grants.push(json!({ "scope": "mcp.read", "allow": ["destroy"], "shadow": true }));
+    })
+    .await;
+    let id = "grant-4";
+    assert_eq!(rig.modern(&rig.viewer(), "tools/list", json!({})).await.tools(), READS);
+    let refused = rig.modern(&rig.viewer(), "tools/call", json!({ "name": "wipe_notes", "arguments": {} })).await;
+    assert_eq!(refused.code(), Some(-32602));
+    let read = rig.modern(&rig.viewer(), "tools/call", json!({ "name": "list_notes", "arguments": {} })).await;
+    assert_eq!(read.code(), None, "{}", read.text);
+    for (what, expected) in [("wipe_notes", json!([id])), ("list_notes", Value::Null)] {
+        assert_eq!(rig.record(|record| record["target"] == what).await["shadows"], expected, "{what}");
+    }
+    let listed = rig.record(|record| record["method"] == "tools/list").await;
+    assert_eq!(listed["shadows"], json!([id]));
+    assert!(listed["caller"].is_string() && listed["scopes"].to_string().contains("mcp.read"), "{listed}");
+    rig.app.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_mode_is_a_ceiling_for_everybody() {
     for (mode, want) in [("read-only", 3), ("non-destructive", 5), ("full", 7)] {
         let rig = Rig::with(|file| file["mode"] = json!(mode)).await;

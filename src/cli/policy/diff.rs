@@ -63,7 +63,9 @@ impl Diff {
         }
         let tables = (things.judge(&roles, &old, at)?, things.judge(&roles, &new, at)?);
         if tables.0.rows.is_empty() && tables.1.rows.is_empty() && self.replay.is_none() {
-            return Err("there is no tool to compare: name some in a file with `tools`, and give it with --cases".into());
+            return Err(
+                "there is no tool to compare: name some in a file with `tools`, and give it with --cases".into()
+            );
         }
         let differences = differences(&tables.0, &tables.1);
         let replay = self.replay.as_deref().map(|path| replay::replay(path, &old, &new)).transpose()?;
@@ -120,7 +122,10 @@ fn text(differences: &[Difference], replay: Option<&Replay>, things: &Things) ->
         out.push_str(&columns(&grid));
     }
     for pattern in &things.patterns {
-        let _ = writeln!(out, "not compared: {pattern} (a pattern names no tool; name some under `tools` in a file for --cases)");
+        let _ = writeln!(
+            out,
+            "not compared: {pattern} (a pattern names no tool; name some under `tools` in a file for --cases)"
+        );
     }
     if let Some(replay) = replay {
         let _ = write!(out, "\n{}", replay.text());

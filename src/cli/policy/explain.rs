@@ -255,7 +255,8 @@ impl Explained {
         let _ = writeln!(out, "asked:    {}", described(&self.question));
         let admits = if mode.admits(decl.effect) { "admits" } else { "does not admit" };
         let _ = writeln!(out, "mode:     {} {admits} {}", mode.as_str(), decl.effect.as_str());
-        let _ = writeln!(out, "list:     {}", if self.listed { "shown to this caller" } else { "hidden from this caller" });
+        let _ =
+            writeln!(out, "list:     {}", if self.listed { "shown to this caller" } else { "hidden from this caller" });
         let _ = writeln!(out, "hangs on: {}", self.hangs_on());
         let (policies, shadows) = self.policies();
         let mut show = |title: &str, ids: &[String]| {

@@ -96,8 +96,8 @@ impl Matrix {
         let Some(path) = self.check else {
             return Ok((crate::cli::OK, text));
         };
-        let known = std::fs::read_to_string(&path)
-            .map_err(|error| format!("`{}` cannot be read: {error}", path.display()))?;
+        let known =
+            std::fs::read_to_string(&path).map_err(|error| format!("`{}` cannot be read: {error}", path.display()))?;
         let differences = compare(known.trim_end(), text.trim_end());
         match differences.is_empty() {
             true => Ok((crate::cli::OK, format!("{}: as committed", path.display()))),

@@ -209,7 +209,8 @@ pub(super) fn described(question: &Question) -> String {
     if claims.mtls {
         line.push_str(", with a client certificate");
     }
-    let target = if *decl.backend == *decl.name { plain(&decl.name) } else { plain(&format!("{}/{}", decl.backend, decl.name)) };
+    let target =
+        if *decl.backend == *decl.name { plain(&decl.name) } else { plain(&format!("{}/{}", decl.backend, decl.name)) };
     let _ = write!(line, ": {} {target} ({}, mode {})", action.as_str(), decl.effect.as_str(), mode.as_str());
     if let Some(arguments) = question.arguments.as_ref().and_then(|json| std::str::from_utf8(json).ok()) {
         let _ = write!(line, " with {}", plain(arguments));
@@ -271,10 +272,8 @@ fn json(reports: &[Report]) -> String {
         }
         row
     };
-    let rows: Vec<serde_json::Value> = reports
-        .iter()
-        .flat_map(|report| report.outcomes.iter().map(move |outcome| row(report, outcome)))
-        .collect();
+    let rows: Vec<serde_json::Value> =
+        reports.iter().flat_map(|report| report.outcomes.iter().map(move |outcome| row(report, outcome))).collect();
     format!("{:#}", json!({ "tests": rows }))
 }
 

@@ -54,6 +54,24 @@ async fn a_good_token_names_its_principal() {
 }
 
 #[tokio::test]
+async fn how_and_when_somebody_logged_in_is_known_where_the_token_says_it() {
+    let silent = check_accepted(&json!({})).await;
+    assert_eq!((silent.acr.as_deref(), silent.amr.len(), silent.auth_time), (None, 0, None));
+    let strong = json!({ "acr": "urn:mfa", "amr": ["pwd", "mfa"], "auth_time": NOW - 60 });
+    let strong = check_accepted(&strong).await;
+    assert_eq!((strong.acr.as_deref(), strong.auth_time), (Some("urn:mfa"), Some(wall(NOW - 60))));
+    assert_eq!(strong.amr, set(&["mfa", "pwd"]));
+    assert_ne!(silent.authority(), strong.authority(), "policy can tell them apart");
+    assert_eq!(check_accepted(&json!({ "acr": 2 })).await.acr.as_deref(), Some("2"));
+    check_refused(vec![
+        claims(json!({ "acr": ["x"] }), "`acr`"),
+        claims(json!({ "amr": [1] }), "`amr`"),
+        claims(json!({ "auth_time": "yesterday" }), "`auth_time`"),
+    ])
+    .await;
+}
+
+#[tokio::test]
 async fn scopes_are_whole_words_and_none_are_none() {
     for (changes, expected) in [
         (json!({}), vec![]),

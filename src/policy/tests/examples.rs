@@ -36,9 +36,11 @@ fn every_shipped_policy_loads_and_says_first_what_it_is_for() {
     assert_eq!(
         names,
         [
+            "break-glass.cedar",
             "business-hours.cedar",
             "non-destructive.cedar",
             "per-scope.cedar",
+            "per-tenant.cedar",
             "read-only.cedar",
             "secrets-only-by-mtls.cedar"
         ]
