@@ -22,6 +22,7 @@ use wardgate::mcp;
 use wardgate::policy::Config;
 use wardgate::policy::Context;
 use wardgate::policy::Grant;
+use wardgate::policy::Known;
 use wardgate::policy::Policy;
 use wardgate::principal::Claims;
 use wardgate::principal::Principal;
@@ -135,7 +136,40 @@ fn decide(criterion: &mut Criterion) {
     lists.bench_function("seen principal, dependent on arguments", |b| {
         b.iter(|| black_box(timed.list(&alice, &decls, &context)))
     });
+    lists.bench_function("new principal, dependent on arguments", |b| {
+        b.iter_batched(&mut stranger, |who| black_box(timed.list(&who, &decls, &context)), BatchSize::SmallInput);
+    });
+    // Nobody like them was asked about before: every tool is judged.
+    lists.bench_function("first principal of all", |b| {
+        b.iter_batched(|| policy(""), |fresh| black_box(fresh.list(&alice, &decls, &context)), BatchSize::SmallInput);
+    });
     lists.finish();
+    load(criterion);
+}
+
+/// A policy that reads arguments, held to each of a thousand tools with arguments of their own.
+fn load(criterion: &mut Criterion) {
+    let schema = |number: usize| {
+        format!(
+            r#"{{"inputSchema":{{"type":"object","properties":{{"namespace":{{"type":"string"}},"n{number}":{{"type":"integer"}}}}}}}}"#
+        )
+    };
+    let decls: Vec<Arc<Decl>> = (0..1000)
+        .map(|number| {
+            let plain = Decl::plain(Kind::Tool, "vault".into(), &format!("kv.tool-{number}"), Effect::Write);
+            Arc::new(Decl { wire: schema(number).into(), ..plain })
+        })
+        .collect();
+    let known = Known::new([("vault".into(), Some(decls))]);
+    let text = r#"forbid (principal, action == Action::"call", resource) when { context.args has namespace && context.args.namespace == "production" };"#;
+    let sources = vec![("bench.cedar".to_owned(), text.to_owned())];
+    let config = Config { mode: Mode::Full, sources, ..Config::default() };
+    let mut group = criterion.benchmark_group("load");
+    group.sample_size(10);
+    group.bench_function("a policy held to 1,000 tools", |b| {
+        b.iter(|| black_box(Policy::over(&config, &known).map_err(|errors| errors.len())));
+    });
+    group.finish();
 }
 
 criterion_group!(benches, decide);

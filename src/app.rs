@@ -28,6 +28,7 @@ use crate::server::Spine;
 use crate::telemetry;
 use crate::telemetry::metrics::Metrics;
 
+pub use build::known;
 pub use build::try_rooms;
 
 /// How often files are looked at for changes. A change holds after two looks: a key that was revoked, within a second.

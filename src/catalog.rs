@@ -1,6 +1,7 @@
 //! What can be asked for: `Decl` (one declaration of a tool, resource or prompt), `Effect`, `Call`.
 
 mod effect;
+mod varies;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,6 +12,9 @@ pub use effect::Effect;
 pub use effect::Effects;
 pub use effect::Hints;
 pub use effect::Mode;
+pub use effect::Rule;
+pub use varies::Varies;
+pub use varies::When;
 
 use crate::mcp::Binding;
 use crate::mcp::Message;
@@ -52,12 +56,51 @@ pub struct Decl {
     pub wire: Bytes,
     /// Arguments that are mirrored in `Mcp-Param-*` headers (`x-mcp-header` of the input schema).
     pub headers: Vec<Binding>,
+    /// Where the effect of a call depends on its arguments; `effect` is the highest of them.
+    pub varies: Option<Arc<Varies>>,
 }
 
 impl Decl {
     /// A declaration that only a name and an effect are known of.
     pub fn plain(kind: Kind, backend: Arc<str>, name: &str, effect: Effect) -> Decl {
-        Decl { kind, backend, name: name.into(), effect, idempotent: false, wire: Bytes::new(), headers: Vec::new() }
+        Decl {
+            kind,
+            backend,
+            name: name.into(),
+            effect,
+            idempotent: false,
+            wire: Bytes::new(),
+            headers: Vec::new(),
+            varies: None,
+        }
+    }
+
+    /// Its calls have the effects that follow from their arguments.
+    #[must_use]
+    pub fn varying(self, varies: Varies) -> Decl {
+        Decl { effect: varies.highest(), varies: Some(Arc::new(varies)), ..self }
+    }
+
+    /// Everything that a call of it can come out as, lowest first.
+    pub fn effects(&self) -> &[Effect] {
+        self.varies.as_ref().map_or(std::slice::from_ref(&self.effect), |varies| varies.effects())
+    }
+
+    /// The effect of every call, if they all have the same.
+    pub fn only_effect(&self) -> Option<Effect> {
+        match self.effects() {
+            [only] => Some(*only),
+            _ => None,
+        }
+    }
+
+    pub fn lowest_effect(&self) -> Effect {
+        self.effects().first().copied().unwrap_or(self.effect)
+    }
+
+    /// The effect of a call with these arguments (raw JSON).
+    pub fn effect_of(&self, arguments: Option<&Bytes>) -> Effect {
+        self.varies.as_ref().map_or(self.effect, |varies| varies.effect(arguments.map(AsRef::as_ref)))
     }
 
     /// May a call be sent again after a failure on the way? Reads always, writes only when idempotent.
@@ -136,6 +179,13 @@ pub struct Call {
 }
 
 impl Call {
+    /// A call of what is declared, with the effect that its arguments give it.
+    pub fn new(action: Action, decl: Arc<Decl>, operation: Operation) -> Call {
+        let mut call = Call { action, effect: decl.effect, decl, operation, session: None, version: None };
+        call.effect = call.decl.effect_of(call.arguments());
+        call
+    }
+
     pub fn message(&self) -> Option<&Message> {
         match &self.operation {
             Operation::Post(message) => Some(message),
@@ -157,6 +207,7 @@ impl Call {
     pub fn repeatable(&self) -> bool {
         let method = self.message().and_then(|message| message.method);
         self.decl.kind == Kind::Backend
+            || self.effect <= Effect::ReadSensitive
             || self.decl.retryable()
             || matches!(method, Some(Method::TasksCancel | Method::TasksGet | Method::TasksResult))
     }

@@ -13,23 +13,34 @@
 //! Default deny; `forbid` overrides `permit`; a policy that fails denies, whatever the others say.
 //!
 //! # Arguments
-//! Policies may read `context.args.<name>`, whose shape no schema knows: Cedar's records are closed, and its validator
-//! has no type for "anything". So a policy that reads arguments is validated with each comparison (`==`, `like`,
-//! `has`, `contains`, …) that touches `context.args` taken for a Boolean of unknown value; the scope and all other
-//! conditions are held to the schema as strictly as anywhere. Objects are records, arrays are sets, integers are
-//! `Long`. Null, fractions and integers beyond 64 bits have no Cedar value: `has` sees them, reading them fails. As a
-//! member that was not sent fails too, write `context.args has name && …`, and test the tool before its arguments.
+//! Policies may read `context.args.<name>`. Every JSON value has a Cedar value (`args`); where the tool's input schema gives
+//! an argument a type (`shape`), it has a value of that type or cannot be read. Reading an argument that was not sent,
+//! cannot be read, or is compared with something of another type fails (`guard`), and a policy that fails denies. So write
+//! `context.args has name && …`, and test the tool before its arguments.
+//!
+//! A policy is validated in everything else as strictly as Cedar does. What it says of arguments is validated for each tool
+//! that is known when the policy is loaded and that it can be about (`known`).
+//!
+//! # Effects that depend on arguments
+//! A call is judged by the effect that its arguments give it; a list by every effect that some arguments could give.
 //!
 //! # Groups that are not known
 //! A token may say that it leaves groups out. Whatever a policy says about the groups of such a caller is then taken
 //! against the caller: a `permit` that asks for a group does not hold, a `forbid` that asks for one does (`groupless`).
 
+mod about;
+mod args;
 mod engine;
 mod facts;
 mod grants;
 mod grounds;
 mod groupless;
+mod guard;
+mod judge;
+mod known;
 mod load;
+mod question;
+mod shape;
 #[cfg(test)]
 mod tests;
 
@@ -40,16 +51,22 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use self::engine::Engine;
-use self::engine::Verdict;
 use self::grants::Lowered;
 pub use self::grounds::Origin;
 pub use self::grounds::Place;
 pub use self::grounds::Whom;
+use self::judge::Lister;
+pub use self::known::Known;
 use self::load::Loaded;
+use self::load::Reads;
+pub use self::question::About;
+pub use self::question::Question;
+pub use self::question::Questions;
 use crate::catalog::Action;
 use crate::catalog::Call;
 use crate::catalog::Decl;
 use crate::catalog::Effect;
+#[cfg(test)]
 use crate::catalog::Kind;
 use crate::catalog::Mode;
 use crate::principal::Principal;
@@ -268,35 +285,45 @@ pub struct Policy {
     engine: Engine,
     trials: Vec<Trial>,
     lowered: Lowered,
+    /// As they were written, for those who want to know more than a judgement.
+    written: Vec<cedar_policy::Policy>,
     origins: Vec<Origin>,
     whom: BTreeSet<Whom>,
     notes: Vec<String>,
 }
 
 impl Policy {
-    /// Lowers the grants, parses and validates everything.
+    /// Lowers the grants, parses and validates everything; names and arguments are taken on trust.
     ///
     /// # Errors
     /// Everything that is wrong, at once.
     pub fn new(config: &Config) -> Result<Policy, Vec<Error>> {
+        Policy::over(config, &Known::default())
+    }
+
+    /// The same, held to the backends and tools that there are.
+    ///
+    /// # Errors
+    /// Everything that is wrong, at once.
+    pub fn over(config: &Config, known: &Known) -> Result<Policy, Vec<Error>> {
         let mut errors = Vec::new();
         let lowered = grants::lower(&config.grants, &mut errors);
-        let mut loaded = Loaded::default();
+        let mut loaded = Loaded::new(known);
         loaded.grants(&lowered, &mut errors);
         for (file, text) in &config.sources {
             loaded.source(file, text, &mut errors);
         }
-        let Loaded { policies, reads_args, notes, origins, .. } = loaded;
+        let Loaded { written, policies, reads, notes, origins, .. } = loaded;
         let wrong = |what: String| Error::Set { what };
-        let whom = grounds::whom(&policies, &config.grants);
+        let whom = grounds::whom(&written, &config.grants);
         let (shadows, enforced): (Vec<_>, Vec<_>) =
             policies.into_iter().partition(|policy| policy.annotation(SHADOW).is_some());
-        let engine = engine_of(enforced.clone(), reads_args, engine::DECISIONS_MAX);
+        let engine = engine_of(enforced.clone(), reads, engine::DECISIONS_MAX);
         let mut trials = Vec::new();
         for (id, policies) in grounds::trials(shadows) {
             let together = enforced.iter().cloned().chain(policies).collect();
             let decisions_max = engine::DECISIONS_MAX / SHADOWS_MAX as u64;
-            match engine_of(together, reads_args, decisions_max) {
+            match engine_of(together, reads, decisions_max) {
                 Ok(engine) => trials.push(Trial { id, engine }),
                 Err(what) => errors.push(wrong(what)),
             }
@@ -305,7 +332,7 @@ impl Policy {
             errors.push(wrong(format!("more than {SHADOWS_MAX} policies are in shadow mode")));
         }
         match engine {
-            Ok(engine) if errors.is_empty() => Ok(Policy { engine, trials, lowered, origins, whom, notes }),
+            Ok(engine) if errors.is_empty() => Ok(Policy { engine, trials, lowered, written, origins, whom, notes }),
             engine => {
                 errors.extend(engine.err().map(wrong));
                 Err(errors)
@@ -318,8 +345,8 @@ impl Policy {
     /// # Errors
     /// The denial, with its reason.
     pub fn authorize(&self, principal: &Principal, call: Call, context: &Context) -> Result<Permit, Denial> {
-        let judged = judge(&self.engine, principal, &call, context);
-        let shadows = self.trying(|engine| judge(engine, principal, &call, context).is_ok() != judged.is_ok());
+        let judged = judge::judge(&self.engine, principal, &call, context);
+        let shadows = self.trying(|engine| judge::judge(engine, principal, &call, context).is_ok() != judged.is_ok());
         match judged {
             Ok(policies) => {
                 let (owner, caller) = (principal.key().clone(), Some(principal.clone()));
@@ -327,7 +354,7 @@ impl Policy {
             }
             Err((reason, policies)) => {
                 // Above the ceiling, and for what nobody asks, there is no list to look at.
-                let listed = fits(call.action, call.decl.kind) && self.lists(principal, &call.decl, context);
+                let listed = judge::fits(call.action, call.decl.kind) && self.lists(principal, &call.decl, context);
                 Err(Denial { reason, policies, listed, shadows })
             }
         }
@@ -335,21 +362,23 @@ impl Policy {
 
     /// The same judgement with the arguments unknown: could some arguments be allowed?
     pub fn lists(&self, principal: &Principal, decl: &Decl, context: &Context) -> bool {
-        shows(&self.engine, principal, decl, context).0
+        judge::shows(&self.engine, principal, decl, context).0
     }
 
     /// [`Policy::lists`] for each declaration.
     pub fn list(&self, principal: &Principal, decls: &[Arc<Decl>], context: &Context) -> Listed {
         let mut cacheable = true;
+        let mut lister = Lister::new(&self.engine, principal);
         let show = |decl: &Arc<Decl>| {
-            let (listed, lasting) = shows(&self.engine, principal, decl, context);
+            let (listed, lasting) = lister.shows(decl, context);
             cacheable &= lasting;
             listed
         };
         let listed: Vec<bool> = decls.iter().map(show).collect();
         let shadows = self.trying(|engine| {
+            let mut lister = Lister::new(engine, principal);
             let mut differs = |(decl, listed): (&Arc<Decl>, &bool)| {
-                let (shown, lasting) = shows(engine, principal, decl, context);
+                let (shown, lasting) = lister.shows(decl, context);
                 cacheable &= lasting;
                 shown != *listed
             };
@@ -362,7 +391,7 @@ impl Policy {
     /// The same judgement before anything is called, for those who want to know what would come of it: first whatever
     /// the context, then in this context with the arguments unknown.
     pub fn outlook(&self, principal: &Principal, action: Action, decl: &Decl, context: &Context) -> Outlook {
-        let ask = |engine: &Engine| prospect(engine, principal, action, decl, context);
+        let ask = |engine: &Engine| judge::prospect(engine, principal, action, decl, context);
         let (prospect, policies) = ask(&self.engine);
         let shadows = self.trying(|engine| ask(engine).0 != prospect);
         Outlook { prospect, policies, shadows }
@@ -412,91 +441,9 @@ impl Policy {
     }
 }
 
-fn engine_of(policies: Vec<cedar_policy::Policy>, reads_args: bool, decisions_max: u64) -> Result<Engine, String> {
+fn engine_of(policies: Vec<cedar_policy::Policy>, reads: Reads, decisions_max: u64) -> Result<Engine, String> {
     let groupless = groupless::taken_against(&policies)?.map(set_of).transpose()?;
-    Ok(Engine::new(set_of(policies)?, groupless, reads_args, decisions_max))
-}
-
-/// The ids that allow it, or why not.
-fn judge(
-    engine: &Engine,
-    principal: &Principal,
-    call: &Call,
-    context: &Context,
-) -> Result<Arc<[String]>, (Reason, Arc<[String]>)> {
-    // Until a declaration states the lowest effect it can have, lists judge the highest; so must calls.
-    let effect = call.effect.max(call.decl.effect);
-    if !context.mode.admits(effect) {
-        return Err((Reason::Ceiling, Arc::default()));
-    }
-    if !fits(call.action, call.decl.kind) {
-        return Err((Reason::NotGranted, Arc::default()));
-    }
-    let verdict = match engine.decide(principal, call.action, &call.decl, effect) {
-        // Arguments that could be allowed were; which they were, nobody says again.
-        Verdict::Depends if call.is_follow_up() => {
-            match engine.expect(principal, call.action, &call.decl, effect, context) {
-                Verdict::Depends => Verdict::Allow(Arc::default()),
-                settled => settled,
-            }
-        }
-        Verdict::Depends => engine.settle(principal, call, effect, context),
-        settled => settled,
-    };
-    match verdict {
-        Verdict::Allow(_) if !completes(engine, principal, call.action, &call.decl, context) => {
-            Err((Reason::NotGranted, Arc::default()))
-        }
-        Verdict::Allow(policies) => Ok(policies),
-        Verdict::Deny(reason, policies) => Err((reason, policies)),
-        // INVARIANT: `settle` leaves nothing open.
-        Verdict::Depends => Err((Reason::Error, Arc::default())),
-    }
-}
-
-/// Completing the arguments of what is hidden would tell that it exists.
-fn completes(engine: &Engine, principal: &Principal, action: Action, decl: &Decl, context: &Context) -> bool {
-    action != Action::Complete || shows(engine, principal, decl, context).0
-}
-
-/// Is it listed, and will it be for this authority and mode whatever the rest of the context?
-fn shows(engine: &Engine, principal: &Principal, decl: &Decl, context: &Context) -> (bool, bool) {
-    if !context.mode.admits(decl.effect) {
-        return (false, true);
-    }
-    let action = natural(decl.kind);
-    match engine.decide(principal, action, decl, decl.effect) {
-        Verdict::Allow(_) => (true, true),
-        Verdict::Deny(..) => (false, true),
-        Verdict::Depends => {
-            let verdict = engine.expect(principal, action, decl, decl.effect, context);
-            (!matches!(verdict, Verdict::Deny(..)), false)
-        }
-    }
-}
-
-fn prospect(
-    engine: &Engine,
-    principal: &Principal,
-    action: Action,
-    decl: &Decl,
-    context: &Context,
-) -> (Prospect, Arc<[String]>) {
-    if !context.mode.admits(decl.effect) {
-        return (Prospect::Deny(Reason::Ceiling), Arc::default());
-    }
-    if !fits(action, decl.kind) || !completes(engine, principal, action, decl, context) {
-        return (Prospect::Deny(Reason::NotGranted), Arc::default());
-    }
-    match engine.decide(principal, action, decl, decl.effect) {
-        Verdict::Allow(policies) => (Prospect::Allow, policies),
-        Verdict::Deny(reason, policies) => (Prospect::Deny(reason), policies),
-        Verdict::Depends => match engine.expect(principal, action, decl, decl.effect, context) {
-            Verdict::Allow(policies) => (Prospect::Depends { allowed: true }, policies),
-            Verdict::Deny(_, policies) => (Prospect::Depends { allowed: false }, policies),
-            Verdict::Depends => (Prospect::Listed, engine.grounds(principal, action, decl, decl.effect, context)),
-        },
-    }
+    Ok(Engine::new(&set_of(policies)?, groupless.as_ref(), reads, decisions_max))
 }
 
 fn set_of(policies: Vec<cedar_policy::Policy>) -> Result<cedar_policy::PolicySet, String> {
@@ -507,19 +454,4 @@ impl fmt::Debug for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Policy").field("notes", &self.notes).finish_non_exhaustive()
     }
-}
-
-/// What listing a declaration promises.
-fn natural(kind: Kind) -> Action {
-    match kind {
-        Kind::Backend => Action::Connect,
-        Kind::Prompt => Action::Get,
-        Kind::Resource => Action::Read,
-        Kind::Tool => Action::Call,
-    }
-}
-
-/// Everything else is a mistake of ours, which no policy was written for.
-fn fits(action: Action, kind: Kind) -> bool {
-    action == natural(kind) || (action == Action::Complete && matches!(kind, Kind::Prompt | Kind::Resource))
 }

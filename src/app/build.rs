@@ -17,6 +17,7 @@ use crate::gateway::Sealer;
 use crate::identity::Identity;
 use crate::limits::Limits;
 use crate::policy::Grant;
+use crate::policy::Known;
 use crate::policy::Policy;
 use crate::telemetry::metrics::Metrics;
 
@@ -30,8 +31,9 @@ const INTRODUCTION: Duration = Duration::from_secs(10);
 /// Every room, or every problem. What an equal configuration built before is kept with its pools, caches and counters.
 pub(super) async fn house(config: &Config, old: Option<&House>) -> Result<Arc<House>, Vec<String>> {
     let mut problems = Vec::new();
-    let policy =
-        Policy::new(&config.policy).map_err(|errors| problems.extend(errors.iter().map(ToString::to_string))).ok();
+    let policy = Policy::over(&config.policy, &known(config))
+        .map_err(|errors| problems.extend(errors.iter().map(ToString::to_string)))
+        .ok();
     let identity = match old {
         Some(old) => old.identity.renewed(config.identity.clone()),
         None => Identity::new(config.identity.clone()),
@@ -118,6 +120,12 @@ fn tls_files(digest: &mut ring::digest::Context, tls: &remote::ClientTls) {
     }
 }
 
+/// What policies may name: every backend, with its tools where they are known before it is asked.
+pub fn known(config: &Config) -> Known {
+    // No backend of this version is known before it is asked.
+    Known::new(config.backends.iter().map(|backend| (backend.name.clone(), None)))
+}
+
 /// Would these rooms do? For `check`: nothing is bound, nothing is connected to. Gives what the operator should know.
 ///
 /// # Errors
@@ -125,7 +133,7 @@ fn tls_files(digest: &mut ring::digest::Context, tls: &remote::ClientTls) {
 pub fn try_rooms(loaded: &Loaded) -> Result<Vec<String>, String> {
     let config = &loaded.config;
     let mut problems = Vec::new();
-    let notes = match Policy::new(&config.policy) {
+    let notes = match Policy::over(&config.policy, &known(config)) {
         Ok(policy) => policy.notes().to_vec(),
         Err(errors) => {
             problems.extend(errors.iter().map(ToString::to_string));
@@ -165,7 +173,7 @@ pub(super) async fn introduce(gateway: Arc<Gateway>) {
         match member.backend.refresh(own, deadline).await {
             Ok(catalog) => {
                 let mode = member.mode.map_or(house.mode, |mode| mode.min(house.mode));
-                let shown = catalog.tools.values().filter(|decl| mode.admits(decl.effect)).count();
+                let shown = catalog.tools.values().filter(|decl| mode.admits(decl.lowest_effect())).count();
                 tracing::info!(backend = %name, tools = catalog.tools.len(), within_mode = shown, mode = mode.as_str(), "backend is up");
                 if shown == 0 && !catalog.tools.is_empty() {
                     tracing::warn!(backend = %name, "{HINT}");

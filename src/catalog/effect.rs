@@ -4,6 +4,9 @@ use globset::GlobMatcher;
 use serde::Deserialize;
 use serde::Serialize;
 
+use super::Varies;
+use super::When;
+
 /// What a call does, ordered by how much it may hurt.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -55,6 +58,12 @@ impl Mode {
         }
     }
 
+    /// The lowest of this ceiling and all the others that are set: of a tenant, a route, a backend.
+    #[must_use]
+    pub fn lowest(self, others: impl IntoIterator<Item = Option<Mode>>) -> Mode {
+        others.into_iter().flatten().fold(self, Mode::min)
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Mode::ReadOnly => "read-only",
@@ -96,21 +105,45 @@ impl Hints {
     }
 }
 
+/// One line of the operator's classification.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    pub tools: GlobMatcher,
+    /// The arguments it is about; without any it is about every call.
+    pub when: When,
+    pub effect: Effect,
+}
+
 /// The operator's classification of a remote backend's tools.
 #[derive(Clone, Debug, Default)]
 pub struct Effects {
     /// First match wins.
-    pub rules: Vec<(GlobMatcher, Effect)>,
+    pub rules: Vec<Rule>,
     /// The upstream's hints may classify a tool that no rule matches.
     pub trust_annotations: bool,
 }
 
 impl Effects {
-    /// Ours wins; theirs may raise it and, unless trusted, never lower it. Nobody said anything: `Destroy`.
+    /// The highest effect that a call of the tool can have. Ours wins; theirs may raise it and, unless trusted, never
+    /// lower it. Nobody said anything: `Destroy`.
     pub fn classify(&self, tool: &str, hints: Hints) -> Effect {
-        let ours = self.rules.iter().find(|(glob, _)| glob.is_match(tool)).map(|(_, effect)| *effect);
+        self.varies(tool, hints).map_or_else(|| self.settled(tool, hints), |varies| varies.highest())
+    }
+
+    /// How the effect follows from the arguments, where a rule says so. What a server hints is about the worst that its
+    /// tool can do: it raises what no rule says of certain arguments, and leaves alone what one does.
+    pub fn varies(&self, tool: &str, hints: Hints) -> Option<Varies> {
+        let matching = self.rules.iter().filter(|rule| rule.tools.is_match(tool));
+        let rules: Vec<(When, Effect)> =
+            matching.take_while(|rule| !rule.when.0.is_empty()).map(|rule| (rule.when.clone(), rule.effect)).collect();
+        (!rules.is_empty()).then(|| Varies::by_rules(rules, self.settled(tool, hints)))
+    }
+
+    /// The effect of a call that no rule for certain arguments is about.
+    fn settled(&self, tool: &str, hints: Hints) -> Effect {
+        let ours = self.rules.iter().find(|rule| rule.when.0.is_empty() && rule.tools.is_match(tool));
         match ours {
-            Some(effect) => hints.warned().map_or(effect, |warned| effect.max(warned)),
+            Some(rule) => hints.warned().map_or(rule.effect, |warned| rule.effect.max(warned)),
             None if self.trust_annotations => hints.claimed(),
             None => Effect::Destroy,
         }
@@ -132,10 +165,14 @@ mod tests {
         Hints { read_only_hint: read_only, destructive_hint: destructive, idempotent_hint: None }
     }
 
+    fn rule(glob: &str, when: &[(&str, &str)], effect: Effect) -> Rule {
+        let when = when.iter().map(|(name, value)| ((*name).to_owned(), vec![(*value).into()])).collect();
+        Rule { tools: Glob::new(glob).expect("a glob").compile_matcher(), when: When(when), effect }
+    }
+
     fn effects(rules: &[(&str, Effect)], trust_annotations: bool) -> Effects {
-        let rules =
-            rules.iter().map(|(glob, effect)| (Glob::new(glob).expect("a glob").compile_matcher(), *effect)).collect();
-        Effects { rules, trust_annotations }
+        let rule = |(glob, effect): &(&str, Effect)| rule(glob, &[], *effect);
+        Effects { rules: rules.iter().map(rule).collect(), trust_annotations }
     }
 
     /// Read-only hint, destructive hint, then the effect: unclassified untrusted, unclassified trusted, and with our
@@ -193,6 +230,36 @@ mod tests {
         {
             assert_eq!(effects.classify(tool, Hints::default()), expected, "{tool}");
         }
+    }
+
+    #[test]
+    fn a_rule_for_certain_arguments_counts_until_one_for_all_comes() {
+        let effects = Effects {
+            rules: vec![
+                rule("kube*", &[("action", "list")], Effect::Read),
+                rule("kubectl", &[], Effect::Write),
+                rule("kubectl", &[("action", "get")], Effect::ReadSensitive),
+            ],
+            trust_annotations: false,
+        };
+        let outcomes = |tool: &str, hints: Hints| effects.varies(tool, hints).map(|varies| varies.effects().to_vec());
+        assert_eq!(outcomes("kubectl", Hints::default()), Some(vec![Effect::Read, Effect::Write]));
+        assert_eq!(outcomes("kubelet", Hints::default()), Some(vec![Effect::Read, Effect::Destroy]));
+        assert_eq!(outcomes("other", Hints::default()), None);
+        let destructive = hints(None, Some(true));
+        assert_eq!(outcomes("kubectl", destructive), Some(vec![Effect::Read, Effect::Destroy]));
+        assert_eq!(effects.classify("kubectl", destructive), Effect::Destroy);
+        assert_eq!(effects.classify("kubectl", Hints::default()), Effect::Write);
+    }
+
+    #[test]
+    fn the_lowest_of_all_ceilings_holds() {
+        use Mode::Full;
+        use Mode::NonDestructive;
+        use Mode::ReadOnly;
+        assert_eq!(Full.lowest([None, Some(NonDestructive), Some(Full)]), NonDestructive);
+        assert_eq!(NonDestructive.lowest([Some(Full), None]), NonDestructive);
+        assert_eq!(Full.lowest([Some(Full), Some(ReadOnly), Some(NonDestructive)]), ReadOnly);
     }
 
     #[test]

@@ -5,6 +5,8 @@ mod diff;
 mod explain;
 mod matrix;
 mod needs;
+#[cfg(feature = "prove")]
+mod prove;
 mod replay;
 mod rulebook;
 mod table;
@@ -35,6 +37,9 @@ enum Verb {
     Matrix(matrix::Matrix),
     /// Compare two configurations or sets of policies: whose rights change; exit code 1 if any do.
     Diff(diff::Diff),
+    /// Ask a solver (cvc5) whether any request could destroy or write: exit code 0 no, 1 yes and how, 2 not decided.
+    #[cfg(feature = "prove")]
+    Prove(prove::Prove),
 }
 
 /// How an answer is written.
@@ -52,6 +57,8 @@ impl Policy {
             Verb::Explain(verb) => verb.run().await,
             Verb::Matrix(verb) => verb.run(),
             Verb::Diff(verb) => verb.run(),
+            #[cfg(feature = "prove")]
+            Verb::Prove(verb) => verb.run().await,
         };
         match answer {
             Ok((code, text)) => match print(text.trim_end()) {

@@ -18,6 +18,7 @@ pub(super) use backend::MaybeBreaker;
 pub(super) use backend::Processes;
 pub(super) use backend::Sse;
 pub(super) use backend::Stdio;
+pub(super) use backend::Values;
 pub(super) use credential::Client;
 pub(super) use credential::ClientCredentials;
 pub(super) use credential::Credential;

@@ -13,6 +13,7 @@ use crate::audit;
 use crate::backend::remote;
 use crate::catalog::Effect;
 use crate::catalog::Mode;
+use crate::catalog::When;
 use crate::identity;
 use crate::identity::CertificateMatch;
 use crate::identity::Demand;
@@ -101,6 +102,12 @@ fn mode(value: Mode) -> Shown {
 
 fn effect(value: Effect) -> Shown {
     word(value.as_str())
+}
+
+fn when(when: &When) -> Shown {
+    let value = |value: &serde_json::Value| value.as_str().map_or_else(|| word(value), text);
+    let members = when.0.iter().map(|(name, values)| (name.clone(), list(values, value)));
+    if when.0.is_empty() { Shown::Nothing } else { Shown::Map(members.collect()) }
 }
 
 fn sheet(config: &Config) -> Shown {
@@ -385,8 +392,12 @@ fn backend(config: &remote::Config) -> Shown {
         ("era", word(config.era.map_or("auto", crate::mcp::Era::as_str))),
         (
             "effects",
-            unless_empty(&config.effects.rules, |(glob, meant)| {
-                map([("tools", text(glob.glob())), ("effect", effect(*meant))])
+            unless_empty(&config.effects.rules, |rule| {
+                map([
+                    ("tools", text(rule.tools.glob().glob())),
+                    ("when", when(&rule.when)),
+                    ("effect", effect(rule.effect)),
+                ])
             }),
         ),
         ("trust_annotations", word(config.effects.trust_annotations)),

@@ -52,7 +52,7 @@ pub struct Member {
 impl House {
     /// The lowest of all ceilings that apply.
     pub(super) fn ceiling(&self, route: &Route, member: &Member) -> Mode {
-        [route.mode, member.mode].into_iter().flatten().fold(self.mode, Mode::min)
+        self.mode.lowest([route.mode, member.mode])
     }
 
     /// Where the metadata of the route at this path stands; `None` without a public URL, an issuer or such a route.

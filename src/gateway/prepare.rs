@@ -190,7 +190,7 @@ pub(super) async fn call(
         (_, Some(session)) if asked.era == Era::Legacy => asked.version.or_else(|| Some(session.version.clone())),
         _ => asked.version,
     };
-    Ok(Call { action, effect: decl.effect, decl, operation: asked.operation, session, version })
+    Ok(Call { session, version, ..Call::new(action, decl, asked.operation) })
 }
 
 /// The backend itself, for housekeeping with it.

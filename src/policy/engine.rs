@@ -1,26 +1,35 @@
 //! The judgement itself: Cedar asked with more or less of the truth, and what it said remembered.
+//!
+//! A principal is asked about once per action: the policies that can matter are picked out (by the scope, role, group or
+//! tenant they are for, then by what Cedar leaves of them), and that selection has a key. Two principals of whom the same
+//! is left share every decision from there on, so that a new principal's list of a thousand tools costs look-ups only.
 
+use std::collections::HashMap;
 use std::collections::HashSet;
 use std::hash::BuildHasher;
 use std::hash::Hash;
-use std::hash::Hasher;
 use std::hash::RandomState;
 use std::sync::Arc;
 
+use cedar_policy::ActionConstraint;
 use cedar_policy::Authorizer;
 use cedar_policy::Entities;
 use cedar_policy::Entity;
+use cedar_policy::EntityUid;
 use cedar_policy::PartialResponse;
 use cedar_policy::PolicyId;
 use cedar_policy::PolicySet;
+use cedar_policy::PrincipalConstraint;
 use cedar_policy::Request;
 use moka::sync::Cache;
 use serde_json::Value;
 
 use super::Context;
 use super::Reason;
+use super::args::Args;
 use super::facts;
-use super::facts::Args;
+use super::load::Reads;
+use super::shape::Shape;
 use crate::catalog::Action;
 use crate::catalog::Call;
 use crate::catalog::Decl;
@@ -33,6 +42,12 @@ pub(super) const DECISIONS_MAX: u64 = 200_000;
 
 /// Principals whose policies are picked out, times the four questions each usually asks.
 const SLICES_MAX: u64 = 40_000;
+
+/// Verdicts of tools whose arguments decide, by the facts they were given with.
+const EXPECTATIONS_MAX: u64 = 100_000;
+
+/// Tools whose input schema was read.
+const SHAPES_MAX: u64 = 10_000;
 
 /// Different selections of policies remembered; principals with the same scopes share one.
 const SELECTIONS_MAX: u64 = 1_000;
@@ -48,15 +63,62 @@ pub(super) enum Verdict {
 }
 
 impl Verdict {
-    fn unjudgeable() -> Verdict {
+    pub(super) fn unjudgeable() -> Verdict {
         Verdict::Deny(Reason::Error, Arc::default())
     }
 }
 
 /// The policies that may say anything about a principal's action, and the principal as an entity.
-struct Slice {
+pub(super) struct Slice {
     policies: Arc<PolicySet>,
     principal: Entity,
+    /// Stands for what is left of the policies: slices with one key give one answer to every question.
+    key: u128,
+}
+
+/// Some policies, and which of them are for whom.
+struct Shelf {
+    policies: Vec<cedar_policy::Policy>,
+    /// Those whose scope names something that the principal must be in.
+    by_parent: HashMap<EntityUid, Vec<usize>>,
+    /// All others.
+    rest: Vec<usize>,
+}
+
+impl Shelf {
+    fn new(set: &PolicySet) -> Shelf {
+        let mut policies: Vec<cedar_policy::Policy> = set.policies().cloned().collect();
+        policies.sort_by_cached_key(|policy| policy.id().to_string());
+        let mut by_parent: HashMap<EntityUid, Vec<usize>> = HashMap::new();
+        let mut rest = Vec::new();
+        for (index, policy) in policies.iter().enumerate() {
+            match policy.principal_constraint() {
+                PrincipalConstraint::In(parent) | PrincipalConstraint::IsIn(_, parent) => {
+                    by_parent.entry(parent).or_default().push(index);
+                }
+                PrincipalConstraint::Any | PrincipalConstraint::Eq(_) | PrincipalConstraint::Is(_) => rest.push(index),
+            }
+        }
+        Shelf { policies, by_parent, rest }
+    }
+
+    /// The policies whose scope admits the principal and the action, or may do.
+    fn candidates(&self, principal: &Principal, itself: &EntityUid, action: &EntityUid) -> Vec<usize> {
+        // `in` holds for the principal itself, too.
+        let parents = facts::parents(principal).chain([itself.clone()]);
+        let named = parents.filter_map(|parent| self.by_parent.get(&parent)).flatten();
+        let concerned = |index: &usize| {
+            self.policies.get(*index).is_some_and(|policy| match policy.action_constraint() {
+                ActionConstraint::Any => true,
+                ActionConstraint::Eq(one) => one == *action,
+                ActionConstraint::In(several) => several.contains(action),
+            })
+        };
+        let mut candidates: Vec<usize> = named.chain(&self.rest).copied().filter(concerned).collect();
+        candidates.sort_unstable();
+        candidates.dedup();
+        candidates
+    }
 }
 
 /// How much of the truth a question carries.
@@ -70,12 +132,17 @@ enum Known<'a> {
 
 pub(super) struct Engine {
     authorizer: Authorizer,
-    policies: PolicySet,
+    policies: Shelf,
     /// What holds for a caller whose groups are not known, where that differs.
-    groupless: Option<PolicySet>,
-    reads_args: bool,
-    /// Whole-context-unknown verdicts by [`Engine::key`].
+    groupless: Option<Shelf>,
+    reads: Reads,
+    /// Whole-context-unknown verdicts by [`Engine::key`] of the principal's authority.
     decisions: Cache<u128, Verdict>,
+    /// The same by [`Engine::key`] of the slice.
+    shared: Cache<u128, Verdict>,
+    /// Verdicts with the arguments unknown, by [`Engine::key`] of the slice and the facts.
+    expectations: Cache<u128, Verdict>,
+    shapes: Cache<u128, Arc<Shape>>,
     slices: Cache<(u128, Action, Kind), Arc<Slice>>,
     /// By whether they are taken from `groupless`, and which.
     selections: Cache<(bool, Vec<usize>), Arc<PolicySet>>,
@@ -84,50 +151,77 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    pub(super) fn new(
-        policies: PolicySet,
-        groupless: Option<PolicySet>,
-        reads_args: bool,
-        decisions_max: u64,
-    ) -> Engine {
+    pub(super) fn new(policies: &PolicySet, groupless: Option<&PolicySet>, reads: Reads, decisions_max: u64) -> Engine {
         Engine {
             authorizer: Authorizer::new(),
-            policies,
-            groupless,
-            reads_args,
+            policies: Shelf::new(policies),
+            groupless: groupless.map(Shelf::new),
+            reads,
             decisions: Cache::new(decisions_max),
+            shared: Cache::new(decisions_max),
+            expectations: Cache::new(EXPECTATIONS_MAX),
+            shapes: Cache::new(SHAPES_MAX),
             slices: Cache::new(SLICES_MAX),
             selections: Cache::new(SELECTIONS_MAX),
             seeds: [RandomState::new(), RandomState::new()],
         }
     }
 
+    /// What a verdict that depends on the context depends on besides the arguments and the mode.
+    pub(super) fn reads(&self) -> Reads {
+        self.reads
+    }
+
     /// The verdict with the whole context unknown, remembered.
     pub(super) fn decide(&self, principal: &Principal, action: Action, decl: &Decl, effect: Effect) -> Verdict {
-        let key = self.key(principal, action, decl, effect);
+        let key = self.key(principal.authority(), action, decl, effect);
         if let Some(known) = self.decisions.get(&key) {
             return known;
         }
-        let verdict = self
-            .ask(principal, action, decl, effect, Known::Nothing)
-            .as_ref()
-            .map_or_else(Verdict::unjudgeable, verdict);
+        let verdict = match self.slice(principal, action, decl.kind) {
+            Some(slice) => self.decide_in(&slice, action, decl, effect),
+            None => Verdict::unjudgeable(),
+        };
         self.decisions.insert(key, verdict.clone());
+        verdict
+    }
+
+    /// The same for one of many questions about one principal and action.
+    pub(super) fn decide_in(&self, slice: &Slice, action: Action, decl: &Decl, effect: Effect) -> Verdict {
+        let key = self.key(slice.key, action, decl, effect);
+        if let Some(known) = self.shared.get(&key) {
+            return known;
+        }
+        let answer = self.ask(slice, action, decl, effect, Known::Nothing);
+        let verdict = answer.as_ref().map_or_else(Verdict::unjudgeable, verdict);
+        self.shared.insert(key, verdict.clone());
         verdict
     }
 
     /// The verdict with everything but the arguments known.
     pub(super) fn expect(
         &self,
-        principal: &Principal,
+        slice: &Slice,
         action: Action,
         decl: &Decl,
         effect: Effect,
         context: &Context,
     ) -> Verdict {
-        self.ask(principal, action, decl, effect, Known::Facts(context))
-            .as_ref()
-            .map_or_else(Verdict::unjudgeable, verdict)
+        let expect = || {
+            let answer = self.ask(slice, action, decl, effect, Known::Facts(context));
+            answer.as_ref().map_or_else(Verdict::unjudgeable, verdict)
+        };
+        if self.reads.now {
+            // The time is another one at every question.
+            return expect();
+        }
+        let facts = self.digest(&(self.key(slice.key, action, decl, effect), context.mode, context.mtls, context.ip));
+        if let Some(known) = self.expectations.get(&facts) {
+            return known;
+        }
+        let verdict = expect();
+        self.expectations.insert(facts, verdict.clone());
+        verdict
     }
 
     /// The policies that have something to say with everything but the arguments known: those that hold, that fail, and
@@ -140,7 +234,9 @@ impl Engine {
         effect: Effect,
         context: &Context,
     ) -> Arc<[String]> {
-        let Some(response) = self.ask(principal, action, decl, effect, Known::Facts(context)) else {
+        let slice = self.slice(principal, action, decl.kind);
+        let Some(response) = slice.and_then(|slice| self.ask(&slice, action, decl, effect, Known::Facts(context)))
+        else {
             return Arc::default();
         };
         let held = response.definitely_satisfied().chain(response.nontrivial_residuals());
@@ -150,9 +246,11 @@ impl Engine {
 
     /// The verdict with everything known. What is still open then is a policy that reads an unreadable argument.
     pub(super) fn settle(&self, principal: &Principal, call: &Call, effect: Effect, context: &Context) -> Verdict {
-        let args = if self.reads_args { Args::read(call.arguments()) } else { Args::none() };
-        let answer =
-            args.and_then(|args| self.ask(principal, call.action, &call.decl, effect, Known::All(context, args)));
+        let args = if self.reads.args { Args::read(call.arguments(), &self.shape(&call.decl)) } else { Args::none() };
+        let slice = self.slice(principal, call.action, call.decl.kind);
+        let answer = slice
+            .zip(args)
+            .and_then(|(slice, args)| self.ask(&slice, call.action, &call.decl, effect, Known::All(context, args)));
         let Some(response) = answer else {
             return Verdict::unjudgeable();
         };
@@ -164,27 +262,34 @@ impl Engine {
         }
     }
 
-    /// 128 bits that stand for the question; no allocation.
-    fn key(&self, principal: &Principal, action: Action, decl: &Decl, effect: Effect) -> u128 {
-        let [high, low] = self.seeds.each_ref().map(|seed| {
-            let mut hasher = seed.build_hasher();
-            hasher.write_u128(principal.authority());
-            (action, decl.kind, effect, &decl.backend, &decl.name).hash(&mut hasher);
-            u128::from(hasher.finish())
-        });
+    /// 128 bits that stand for the question of somebody; no allocation.
+    fn key(&self, somebody: u128, action: Action, decl: &Decl, effect: Effect) -> u128 {
+        self.digest(&(somebody, action, decl.kind, effect, &decl.backend, &decl.name))
+    }
+
+    fn digest(&self, of: &impl Hash) -> u128 {
+        let [high, low] = self.seeds.each_ref().map(|seed| u128::from(seed.hash_one(of)));
         high << 64 | low
+    }
+
+    /// What the tool declares of its arguments.
+    fn shape(&self, decl: &Decl) -> Arc<Shape> {
+        if decl.kind != Kind::Tool || decl.wire.is_empty() {
+            return Arc::new(Shape::Open);
+        }
+        let key = self.digest(&decl.wire);
+        self.shapes.get_with(key, || Arc::new(Shape::of(decl)))
     }
 
     /// `None` if the question cannot even be put: callers deny.
     fn ask(
         &self,
-        principal: &Principal,
+        slice: &Slice,
         action: Action,
         decl: &Decl,
         effect: Effect,
         known: Known<'_>,
     ) -> Option<PartialResponse> {
-        let slice = self.slice(principal, action, decl.kind)?;
         let resource = facts::resource(decl, effect)?;
         let request =
             Request::builder().principal(slice.principal.uid()).action(facts::action(action)).resource(resource.uid());
@@ -214,37 +319,71 @@ impl Engine {
     }
 
     /// Leaves out the policies that are false for this principal and action whatever the resource and the context: most
-    /// grants are for others, and a list asks the same a thousand times.
-    fn slice(&self, principal: &Principal, action: Action, kind: Kind) -> Option<Arc<Slice>> {
+    /// grants are for others, and a list asks the same a thousand times. `None` if the question cannot be put: callers deny.
+    pub(super) fn slice(&self, principal: &Principal, action: Action, kind: Kind) -> Option<Arc<Slice>> {
         let key = (principal.authority(), action, kind);
         if let Some(known) = self.slices.get(&key) {
             return Some(known);
         }
         let entity = facts::principal(principal)?;
         let entities = Entities::from_entities([entity.clone()], None).ok()?;
-        let request = Request::builder().principal(entity.uid()).action(facts::action(action));
-        let request = request.unknown_resource_with_type(facts::kind(kind).clone()).build();
         let groupless = self.groupless.as_ref().filter(|_| principal.groups_unknown);
-        let all = groupless.unwrap_or(&self.policies);
-        let response = self.authorizer.is_authorized_partial(&request, all, &entities);
+        let shelf = groupless.unwrap_or(&self.policies);
+        let action = facts::action(action);
+        let candidates = shelf.candidates(principal, &entity.uid(), &action);
+        let all = self.selection(shelf, groupless.is_some(), candidates.clone())?;
+        let request = Request::builder().principal(entity.uid()).action(action);
+        let request = request.unknown_resource_with_type(facts::kind(kind).clone()).build();
+        let response = self.authorizer.is_authorized_partial(&request, &all, &entities);
         let mut matter: HashSet<PolicyId> = response.definitely_errored().cloned().collect();
         matter.extend(
             response.definitely_satisfied().chain(response.nontrivial_residuals()).map(|policy| policy.id().clone()),
         );
-        let policies = || all.policies().enumerate().filter(|(_, policy)| matter.contains(policy.id()));
-        let selection = (groupless.is_some(), policies().map(|(index, _)| index).collect::<Vec<usize>>());
-        let policies = match self.selections.get(&selection) {
-            Some(known) => known,
-            None => {
-                let set = Arc::new(PolicySet::from_policies(policies().map(|(_, policy)| policy.clone())).ok()?);
-                self.selections.insert(selection, set.clone());
-                set
-            }
-        };
-        let slice = Arc::new(Slice { policies, principal: entity });
+        let matters = |index: &usize| shelf.policies.get(*index).is_some_and(|policy| matter.contains(policy.id()));
+        let chosen: Vec<usize> = candidates.into_iter().filter(matters).collect();
+        let key_of_rest = self.rest_of(&response, groupless.is_some(), &chosen, principal);
+        let policies = self.selection(shelf, groupless.is_some(), chosen)?;
+        let slice = Arc::new(Slice { policies, principal: entity, key: key_of_rest });
         self.slices.insert(key, slice.clone());
         Some(slice)
     }
+
+    /// 128 bits that stand for what is left of the policies once the principal and the action are known.
+    fn rest_of(&self, response: &PartialResponse, groupless: bool, chosen: &[usize], principal: &Principal) -> u128 {
+        let mut left: Vec<String> = response.definitely_errored().map(|id| format!("!{id}")).collect();
+        left.extend(response.definitely_satisfied().map(|policy| format!("={}", policy.id())));
+        let mut personal = false;
+        for policy in response.nontrivial_residuals() {
+            match policy.to_json() {
+                Ok(json) => {
+                    let text = json.to_string();
+                    // What is left may still name the principal itself, whose attributes the text does not tell.
+                    personal |= text.contains(principal.key().as_ref()) || names_principals(&text);
+                    left.push(format!("?{} {text}", policy.id()));
+                }
+                Err(_) => personal = true,
+            }
+        }
+        left.sort_unstable();
+        let whose = personal.then(|| principal.authority());
+        self.digest(&(groupless, chosen, left, whose))
+    }
+
+    fn selection(&self, shelf: &Shelf, groupless: bool, chosen: Vec<usize>) -> Option<Arc<PolicySet>> {
+        let key = (groupless, chosen);
+        if let Some(known) = self.selections.get(&key) {
+            return Some(known);
+        }
+        let policies = key.1.iter().filter_map(|index| shelf.policies.get(*index)).cloned();
+        let set = Arc::new(PolicySet::from_policies(policies).ok()?);
+        self.selections.insert(key, set.clone());
+        Some(set)
+    }
+}
+
+/// Does the text of a policy name an entity of a type that principals have, or the variable?
+fn names_principals(text: &str) -> bool {
+    [r#""User""#, r#""Service""#, r#""Agent""#, r#""Var":"principal""#].iter().any(|name| text.contains(name))
 }
 
 /// Any error denies; then forbid overrides permit; then nothing permits; then all is known, or it depends.

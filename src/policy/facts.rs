@@ -6,7 +6,6 @@ use std::sync::LazyLock;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
-use bytes::Bytes;
 use cedar_policy::Entity;
 use cedar_policy::EntityId;
 use cedar_policy::EntityTypeName;
@@ -27,6 +26,7 @@ struct Types {
     agent: EntityTypeName,
     backend: EntityTypeName,
     group: EntityTypeName,
+    json: EntityTypeName,
     prompt: EntityTypeName,
     resource: EntityTypeName,
     role: EntityTypeName,
@@ -42,6 +42,7 @@ static TYPES: LazyLock<Types> = LazyLock::new(|| Types {
     agent: entity_type("Agent"),
     backend: entity_type("Backend"),
     group: entity_type("Group"),
+    json: entity_type("Json"),
     prompt: entity_type("Prompt"),
     resource: entity_type("Resource"),
     role: entity_type("Role"),
@@ -66,6 +67,11 @@ fn uid(of: &EntityTypeName, id: &str) -> EntityUid {
 
 fn text(value: &str) -> RestrictedExpression {
     RestrictedExpression::new_string(value.to_owned())
+}
+
+/// What stands for a JSON value that Cedar has none for.
+pub(super) fn json(value: &str) -> EntityUid {
+    uid(&TYPES.json, value)
 }
 
 pub(super) fn action(action: Action) -> EntityUid {
@@ -109,13 +115,16 @@ pub(super) fn principal(principal: &Principal) -> Option<Entity> {
             attributes.insert(name.to_owned(), text(value));
         }
     }
-    let mut parents =
-        HashSet::with_capacity(principal.scopes.len() + principal.roles.len() + principal.groups.len() + 1);
-    parents.extend(principal.scopes.iter().map(|id| uid(&TYPES.scope, id)));
-    parents.extend(principal.roles.iter().map(|id| uid(&TYPES.role, id)));
-    parents.extend(principal.groups.iter().map(|id| uid(&TYPES.group, id)));
-    parents.extend(principal.tenant.iter().map(|id| uid(&TYPES.tenant, id)));
+    let parents = parents(principal).collect();
     Entity::new(uid(of, principal.key()), attributes, parents).ok()
+}
+
+/// Everything that the principal is in.
+pub(super) fn parents(principal: &Principal) -> impl Iterator<Item = EntityUid> {
+    let scopes = principal.scopes.iter().map(|id| uid(&TYPES.scope, id));
+    let roles = principal.roles.iter().map(|id| uid(&TYPES.role, id));
+    let groups = principal.groups.iter().map(|id| uid(&TYPES.group, id));
+    scopes.chain(roles).chain(groups).chain(principal.tenant.iter().map(|id| uid(&TYPES.tenant, id)))
 }
 
 /// The id of a tool, resource or prompt is `backend/name`: backend names hold no `/`, so it says which.
@@ -133,60 +142,6 @@ pub(super) fn resource(decl: &Decl, effect: Effect) -> Option<Entity> {
         }
     };
     Entity::new(id, attributes, parents).ok()
-}
-
-/// The caller's arguments as Cedar values.
-pub(super) struct Args {
-    pub(super) value: RestrictedExpression,
-    /// Every member could be told. If not, the others are there by name, with an unknown value.
-    pub(super) whole: bool,
-}
-
-impl Args {
-    /// Where no policy reads them.
-    pub(super) fn none() -> Option<Args> {
-        Some(Args { value: RestrictedExpression::new_record([]).ok()?, whole: true })
-    }
-
-    /// `None` for what is no JSON object: callers deny.
-    pub(super) fn read(json: Option<&Bytes>) -> Option<Args> {
-        let Some(json) = json else {
-            return Args::none();
-        };
-        let members: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(json).ok()?;
-        let mut whole = true;
-        let value = value(serde_json::Value::Object(members), &mut whole)?;
-        Some(Args { value, whole })
-    }
-}
-
-/// Cedar has neither null nor fractions nor integers over 64 bits. Such a value stays unknown: `has` sees that it was
-/// sent, and a policy that looks at it fails, which denies. Leaving it out would let `{"force": null}` slip past a
-/// `forbid … when { context.args has force }`.
-fn value(json: serde_json::Value, whole: &mut bool) -> Option<RestrictedExpression> {
-    Some(match json {
-        serde_json::Value::Bool(value) => RestrictedExpression::new_bool(value),
-        serde_json::Value::String(value) => RestrictedExpression::new_string(value),
-        serde_json::Value::Array(items) => {
-            let items: Option<Vec<_>> = items.into_iter().map(|item| value(item, whole)).collect();
-            RestrictedExpression::new_set(items?)
-        }
-        serde_json::Value::Object(members) => {
-            let members: Option<Vec<_>> =
-                members.into_iter().map(|(name, member)| Some((name, value(member, whole)?))).collect();
-            RestrictedExpression::new_record(members?).ok()?
-        }
-        serde_json::Value::Number(number) => match number.as_i64() {
-            Some(value) => RestrictedExpression::new_long(value),
-            None => untold(whole),
-        },
-        serde_json::Value::Null => untold(whole),
-    })
-}
-
-fn untold(whole: &mut bool) -> RestrictedExpression {
-    *whole = false;
-    RestrictedExpression::new_unknown("a value that policy cannot read")
 }
 
 pub(super) fn unknown(name: &str) -> RestrictedExpression {

@@ -178,7 +178,7 @@ fn like(attribute: &str, pattern: &str) -> String {
 
 /// A Cedar string literal. Rust's debug escapes are the ones Cedar reads: quotes, backslashes and whatever a reader of
 /// the lowered text could not see.
-fn quoted(value: &str) -> String {
+pub(super) fn quoted(value: &str) -> String {
     format!("\"{}\"", value.escape_debug())
 }
 

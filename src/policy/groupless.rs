@@ -63,8 +63,8 @@ fn judge(policy: &Policy) -> Result<Holds, String> {
         .clauses()
         .iter()
         .map(|clause| match clause {
-            pst::Clause::When(expr) => pst::Clause::When(worst(expr, forbids)),
-            pst::Clause::Unless(expr) => pst::Clause::Unless(worst(expr, !forbids)),
+            pst::Clause::When(expr) => pst::Clause::When(worst(expr, forbids, &names_group)),
+            pst::Clause::Unless(expr) => pst::Clause::Unless(worst(expr, !forbids, &names_group)),
         })
         .collect();
     let body = body.try_with_clauses(clauses).map_err(|error| error.to_string())?;
@@ -94,22 +94,22 @@ fn names_group(expr: &pst::Expr) -> bool {
     expr.reduce(&found, &|left, right| left || right, false)
 }
 
-/// The expression with everything that looks at a group replaced, so that it comes out as `wanted` rather than not.
-fn worst(expr: &Arc<pst::Expr>, wanted: bool) -> Arc<pst::Expr> {
-    if !names_group(expr) {
+/// The expression with everything that `hides` picks replaced, so that it comes out as `wanted` rather than not.
+pub(super) fn worst(expr: &Arc<pst::Expr>, wanted: bool, hides: &dyn Fn(&pst::Expr) -> bool) -> Arc<pst::Expr> {
+    if !hides(expr) {
         return expr.clone();
     }
     Arc::new(match expr.as_ref() {
         pst::Expr::UnaryOp { op: pst::UnaryOp::Not, expr } => {
-            pst::Expr::UnaryOp { op: pst::UnaryOp::Not, expr: worst(expr, !wanted) }
+            pst::Expr::UnaryOp { op: pst::UnaryOp::Not, expr: worst(expr, !wanted, hides) }
         }
         pst::Expr::BinaryOp { op: op @ (pst::BinaryOp::And | pst::BinaryOp::Or), left, right } => {
-            pst::Expr::BinaryOp { op: *op, left: worst(left, wanted), right: worst(right, wanted) }
+            pst::Expr::BinaryOp { op: *op, left: worst(left, wanted, hides), right: worst(right, wanted, hides) }
         }
-        pst::Expr::IfThenElse { cond, then_expr, else_expr } if !names_group(cond) => pst::Expr::IfThenElse {
+        pst::Expr::IfThenElse { cond, then_expr, else_expr } if !hides(cond) => pst::Expr::IfThenElse {
             cond: cond.clone(),
-            then_expr: worst(then_expr, wanted),
-            else_expr: worst(else_expr, wanted),
+            then_expr: worst(then_expr, wanted, hides),
+            else_expr: worst(else_expr, wanted, hides),
         },
         _ => pst::Expr::Literal(pst::Literal::Bool(wanted)),
     })

@@ -1,7 +1,10 @@
 //! Tests of the judgement; this file holds what they share and the cases of `authorize` and `lists`.
 
+mod arguments;
+mod effects;
 mod examples;
 mod groups;
+mod known;
 mod loading;
 mod lowering;
 mod property;
@@ -13,6 +16,8 @@ use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
 
+use super::judge::fits;
+use super::judge::natural;
 use super::*;
 use crate::catalog::Operation;
 use crate::mcp::Era;
@@ -56,14 +61,13 @@ fn call_as(action: Action, decl: &Arc<Decl>, args: Option<&str>) -> Call {
         params,
         outcome: None,
     };
-    Call {
-        action,
-        effect: decl.effect,
-        decl: decl.clone(),
-        operation: Operation::Post(message),
-        session: None,
-        version: None,
-    }
+    Call::new(action, decl.clone(), Operation::Post(message))
+}
+
+/// A tool of `vault` whose arguments are declared.
+fn declared(name: &str, effect: Effect, schema: &str) -> Arc<Decl> {
+    let wire = format!(r#"{{"name": "{name}", "inputSchema": {schema}}}"#).into();
+    Arc::new(Decl { wire, ..Decl::plain(Kind::Tool, "vault".into(), name, effect) })
 }
 
 /// 2026-07-28T12:00:00Z, a full ceiling, no certificate.
@@ -213,7 +217,12 @@ fn arguments_are_read_as_they_were_sent() {
         r#"{"a": {"b": "x", "c": 1.5}, "list": [1, 3, "z"], "yes": true, "n": -9223372036854775808, "other": null}"#;
     assert!(judge(&policy, &alice, &decl, sent, &noon()).is_ok());
     assert_eq!(judge(&policy, &alice, &decl, &sent.replace('x', "y"), &noon()), Err((Reason::NotGranted, true)));
-    assert_eq!(judge(&policy, &alice, &decl, &sent.replace("[1, 3", "[1.5, 3"), &noon()), Err((Reason::Error, true)));
+    assert!(judge(&policy, &alice, &decl, &sent.replace("[1, 3", "[1.5, null, 3"), &noon()).is_ok());
+    assert_eq!(
+        judge(&policy, &alice, &decl, &sent.replace("[1, 3", "[[1, 3]"), &noon()),
+        Err((Reason::NotGranted, true))
+    );
+    assert_eq!(judge(&policy, &alice, &decl, &sent.replace("\"x\"", "null"), &noon()), Err((Reason::Error, true)));
     assert!(policy.lists(&alice, &decl, &noon()));
 }
 

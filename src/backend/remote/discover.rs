@@ -213,6 +213,7 @@ impl Shelf {
             // A copy: the slice would keep the whole page alive.
             wire: Bytes::copy_from_slice(&entry.wire),
             headers: entry.headers.clone(),
+            varies: self.effects.varies(&entry.name, entry.hints).map(Arc::new),
         })
     }
 

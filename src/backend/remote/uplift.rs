@@ -40,6 +40,7 @@ use super::session::Line;
 use crate::backend::Answer;
 use crate::backend::Content;
 use crate::backend::Error;
+use crate::catalog::Effect;
 use crate::catalog::Kind;
 use crate::credentials::Credential;
 use crate::mcp::Message;
@@ -258,7 +259,8 @@ impl Uplift {
         deadline: Instant,
     ) -> Result<Answer, Error> {
         let decl = &permit.call().decl;
-        let repeatable = decl.kind == Kind::Backend || decl.retryable();
+        let reads = permit.call().effect <= Effect::ReadSensitive;
+        let repeatable = decl.kind == Kind::Backend || reads || decl.retryable();
         let mut first = true;
         loop {
             let taken = self.take(permit, &asked, line, deadline).await?;

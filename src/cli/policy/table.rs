@@ -134,8 +134,8 @@ impl Things {
     pub(super) fn of(&mut self, rules: &Rulebook) {
         for backend in rules.backends() {
             self.named.insert((backend.name.to_string(), false, String::new()), None);
-            for (pattern, _) in &backend.effects.rules {
-                let pattern = pattern.glob().glob();
+            for rule in &backend.effects.rules {
+                let pattern = rule.tools.glob().glob();
                 match names(pattern) {
                     Some(names) => {
                         for name in names {

@@ -227,6 +227,65 @@ pub(in crate::config) enum Era {
     Modern,
 }
 
+/// The values of an argument that a rule is about: one or several.
+#[derive(Debug)]
+pub(in crate::config) struct Values(pub(in crate::config) Vec<serde_json::Value>);
+
+impl<'de> Deserialize<'de> for Values {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrSeveral;
+
+        impl<'de> de::Visitor<'de> for OneOrSeveral {
+            type Value = Values;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text, an integer, `true`, `false`, or a list of these")
+            }
+
+            fn visit_bool<E: de::Error>(self, value: bool) -> Result<Values, E> {
+                Ok(Values(vec![value.into()]))
+            }
+
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Values, E> {
+                Ok(Values(vec![value.into()]))
+            }
+
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Values, E> {
+                Ok(Values(vec![value.into()]))
+            }
+
+            fn visit_str<E: de::Error>(self, value: &str) -> Result<Values, E> {
+                Ok(Values(vec![value.into()]))
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut items: A) -> Result<Values, A::Error> {
+                let mut values = Vec::new();
+                while let Some(Values(item)) = items.next_element()? {
+                    values.extend(item);
+                }
+                Ok(Values(values))
+            }
+        }
+
+        deserializer.deserialize_any(OneOrSeveral)
+    }
+}
+
+impl JsonSchema for Values {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Values".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let one = || json_schema!({ "type": ["string", "integer", "boolean"] });
+        json_schema!({ "anyOf": [one(), { "type": "array", "items": one(), "minItems": 1 }] })
+    }
+}
+
 /// What the tools that match do.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -234,6 +293,8 @@ pub(in crate::config) struct EffectRule {
     /// Glob over the names of this backend's tools: `get_*`, `{list,read}_*`.
     #[schemars(with = "String")]
     pub tools: Option<String>,
+    /// Only calls with these arguments: `{ action: [list, get] }`. All must be sent, each with one of its values.
+    pub when: Option<BTreeMap<String, Values>>,
     /// What they do. Explicit hints of the server may still raise it.
     #[schemars(with = "Effect")]
     pub effect: Option<Effect>,

@@ -21,6 +21,8 @@ use crate::backend::remote::Sse;
 use crate::backend::remote::Stdio;
 use crate::backend::remote::Transport;
 use crate::catalog::Effects;
+use crate::catalog::Rule;
+use crate::catalog::When;
 use crate::config::book::Book;
 use crate::config::book::Key;
 use crate::config::file;
@@ -190,9 +192,24 @@ fn effects(book: &mut Book<'_>, key: &Key, rules: Option<Vec<file::EffectRule>>,
         let tools = book.require(&key, "tools", rule.tools, "tools: \"read_*\"");
         let effect = book.require(&key, "effect", rule.effect, "effect: read");
         let glob = tools.and_then(|text| book.glob(&key.at("tools"), &text));
-        meant.rules.extend(glob.zip(effect));
+        let when = when(book, &key.at("when"), rule.when);
+        meant.rules.extend(glob.zip(effect).map(|(tools, effect)| Rule { tools, when, effect }));
     }
     meant
+}
+
+fn when(book: &mut Book<'_>, key: &Key, written: Option<BTreeMap<String, file::Values>>) -> When {
+    if written.as_ref().is_some_and(BTreeMap::is_empty) {
+        book.error(key, "names no argument: leave it out for every call");
+    }
+    let mut meant = Vec::new();
+    for (name, file::Values(values)) in written.into_iter().flatten() {
+        if values.is_empty() {
+            book.error(&key.at(&name), "names no value");
+        }
+        meant.push((name, values));
+    }
+    When(meant)
 }
 
 fn http(book: &mut Book<'_>, key: &Key, written: file::Http, with_credential: bool) -> Option<Http> {

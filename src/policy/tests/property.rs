@@ -111,17 +111,32 @@ fn context() -> impl Strategy<Value = Context> {
 struct World {
     grants: Vec<Grant>,
     source: String,
-    calls: Vec<(Vec<&'static str>, &'static str, Effect, serde_json::Value, Context)>,
+    calls: Vec<(Vec<&'static str>, Arc<Decl>, serde_json::Value, Context)>,
+}
+
+/// What `args` sends, as a tool may declare it.
+const DECLARED: &str = r#"{"type": "object", "properties": {"n": {"type": "integer"}, "s": {"type": "string"},
+    "list": {"type": "array", "items": {"type": "string"}},
+    "deep": {"type": "object", "properties": {"flag": {"type": "boolean"}}}}}"#;
+
+/// A tool with one effect or with several, that declares its arguments or does not.
+fn tools() -> impl Strategy<Value = Arc<Decl>> {
+    use crate::catalog::Varies;
+    use crate::catalog::When;
+    let effect = || proptest::sample::select(Effect::ALL.to_vec());
+    let name = proptest::sample::select(TOOLS.to_vec());
+    let rules = prop_oneof![Just(None), Just(None), (effect(), effect()).prop_map(Some)];
+    (name, effect(), rules, any::<bool>()).prop_map(|(name, effect, rules, with_schema)| {
+        let plain = if with_schema { declared(name, effect, DECLARED) } else { tool(name, effect) };
+        let Some((by_s, by_n)) = rules else { return plain };
+        let when = |name: &str, value: serde_json::Value| When(vec![(name.to_owned(), vec![value])]);
+        let rules = vec![(when("s", "abc".into()), by_s), (when("n", 1.into()), by_n)];
+        Arc::new(Decl::clone(&plain).varying(Varies::by_rules(rules, effect)))
+    })
 }
 
 fn world() -> impl Strategy<Value = World> {
-    let one = (
-        scopes(),
-        proptest::sample::select(TOOLS.to_vec()),
-        proptest::sample::select(Effect::ALL.to_vec()),
-        args(),
-        context(),
-    );
+    let one = (scopes(), tools(), args(), context());
     let grants = proptest::collection::vec(grant(), 0..3);
     let source = proptest::collection::vec(statement(), 0..5).prop_map(|statements| statements.concat());
     (grants, source, proptest::collection::vec(one, 1..12)).prop_map(|(grants, source, calls)| World {
@@ -150,7 +165,7 @@ fn oracle(
     let entities =
         [facts::principal(principal).expect("a principal"), facts::resource(decl, decl.effect).expect("a resource")];
     let (who, what) = (entities[0].uid(), entities[1].uid());
-    let args = facts::Args::read(Some(&Bytes::from(args.to_string()))).expect("an object").value;
+    let args = args::Args::read(Some(&Bytes::from(args.to_string())), &shape::Shape::Open).expect("an object").value;
     let members = facts::members(context).expect("a context").into_iter().chain([("args".to_owned(), args)]);
     let facts = cedar_policy::Context::from_pairs(members).expect("a context");
     let request = cedar_policy::Request::new(who, facts::action(Action::Call), what, facts, None).expect("a request");
@@ -160,14 +175,13 @@ fn oracle(
     context.mode.admits(decl.effect) && response.decision() == cedar_policy::Decision::Allow && !failed
 }
 
-fn readable(value: &serde_json::Value) -> bool {
-    match value {
-        serde_json::Value::Null => false,
-        serde_json::Value::Number(number) => number.is_i64(),
-        serde_json::Value::Array(items) => items.iter().all(readable),
-        serde_json::Value::Object(members) => members.values().all(readable),
-        serde_json::Value::Bool(_) | serde_json::Value::String(_) => true,
-    }
+/// Is every argument of the type that the conditions compare it with?
+fn is_typed(args: &serde_json::Value) -> bool {
+    let all = |name: &str, typed: &dyn Fn(&serde_json::Value) -> bool| args.get(name).is_none_or(typed);
+    all("n", &|n| n.is_i64())
+        && all("s", &|s| s.is_string())
+        && all("list", &|list| list.as_array().is_some_and(|items| items.iter().all(|item| item.is_string())))
+        && all("deep", &|deep| deep.get("flag").is_none_or(|flag| flag.is_boolean()))
 }
 
 proptest! {
@@ -176,32 +190,67 @@ proptest! {
     #[test]
     fn what_may_be_called_is_listed_and_what_is_not_listed_is_denied(world in world()) {
         let Some(policy) = load(&world) else { return Err(TestCaseError::reject("does not load")) };
-        for (scopes, name, effect, args, context) in &world.calls {
-            let (principal, decl) = (caller("alice", scopes), tool(name, *effect));
-            let judged = policy.authorize(&principal, call(&decl, Some(&args.to_string())), context);
-            let listed = policy.lists(&principal, &decl, context);
-            prop_assert!(listed || judged.is_err(), "allowed and not listed: {} {} {:?}\n{}", name, args, context, world.source);
+        for (scopes, decl, args, context) in &world.calls {
+            let principal = caller("alice", scopes);
+            let judged = policy.authorize(&principal, call(decl, Some(&args.to_string())), context);
+            let listed = policy.lists(&principal, decl, context);
+            prop_assert!(listed || judged.is_err(), "allowed and not listed: {:?} {} {:?}\n{}", decl, args, context, world.source);
             if let Err(denial) = judged {
                 prop_assert_eq!(denial.listed, listed);
             }
-            prop_assert_eq!(policy.list(&principal, std::slice::from_ref(&decl), context).listed, vec![listed]);
+            prop_assert_eq!(policy.list(&principal, std::slice::from_ref(decl), context).listed, vec![listed]);
             prop_assert_eq!(policy.list(&principal, &[], context).listed.len(), 0);
+        }
+    }
+
+    #[test]
+    fn nothing_above_the_ceiling_is_permitted(world in world()) {
+        let Some(policy) = load(&world) else { return Err(TestCaseError::reject("does not load")) };
+        for (scopes, decl, args, context) in &world.calls {
+            let args = Bytes::from(args.to_string());
+            let effect = decl.effect_of(Some(&args));
+            prop_assert!(effect <= decl.effect && effect >= decl.lowest_effect());
+            let asked = call(decl, Some(std::str::from_utf8(&args).expect("text")));
+            if policy.authorize(&caller("alice", scopes), asked, context).is_ok() {
+                prop_assert!(context.mode.admits(effect), "{:?} {:?}", decl, context);
+            }
+            if policy.lists(&caller("alice", scopes), decl, context) {
+                prop_assert!(context.mode.admits(decl.lowest_effect()), "{:?} {:?}", decl, context);
+            }
+        }
+    }
+
+    #[test]
+    fn a_lower_mode_never_allows_more(world in world()) {
+        // A policy may ask for the mode, and then do as it likes below it.
+        prop_assume!(!world.source.contains("context.mode"));
+        let Some(policy) = load(&world) else { return Err(TestCaseError::reject("does not load")) };
+        for (scopes, decl, args, context) in &world.calls {
+            let principal = caller("alice", scopes);
+            let outcomes = [Mode::ReadOnly, Mode::NonDestructive, Mode::Full].map(|mode| {
+                let context = Context { mode, ..context.clone() };
+                let allowed = policy.authorize(&principal, call(decl, Some(&args.to_string())), &context).is_ok();
+                (allowed, policy.lists(&principal, decl, &context))
+            });
+            prop_assert!(outcomes.is_sorted_by(|(allowed, listed), (then, shown)| allowed <= then && listed <= shown), "{:?} {}", outcomes, world.source);
         }
     }
 
     #[test]
     fn neither_caches_nor_slices_change_an_answer(world in world()) {
         let Some(policy) = load(&world) else { return Err(TestCaseError::reject("does not load")) };
-        // Twice: the second time everything is remembered.
-        for (scopes, name, effect, args, context) in world.calls.iter().chain(&world.calls) {
-            let (principal, decl) = (caller("alice", scopes), tool(name, *effect));
+        // Twice: the second time everything is remembered. Two callers: what is left for one is not taken for the other.
+        for (index, (scopes, decl, args, context)) in world.calls.iter().chain(&world.calls).enumerate() {
+            let principal = caller(if index % 3 == 0 { "bob" } else { "alice" }, scopes);
+            // One effect, no types: what the straight question can be put with.
+            let decl = tool(&decl.name, decl.effect);
             let judged = policy.authorize(&principal, call(&decl, Some(&args.to_string())), context).is_ok();
             let expected = oracle(&world, &policy, &principal, &decl, args, context);
-            if readable(args) {
-                prop_assert_eq!(judged, expected, "{} {} {:?}\n{}", name, args, context, world.source);
+            if is_typed(args) {
+                prop_assert_eq!(judged, expected, "{} {} {:?}\n{}", decl.name, args, context, world.source);
             } else {
-                // Straight Cedar takes more for unreadable than it must, never less.
-                prop_assert!(judged || !expected, "{} {} {:?}\n{}", name, args, context, world.source);
+                // Straight Cedar takes two types for unequal where ours fails.
+                prop_assert!(expected || !judged, "{} {} {:?}\n{}", decl.name, args, context, world.source);
             }
         }
     }
@@ -210,11 +259,42 @@ proptest! {
     fn another_forbid_never_allows_more(world in world(), condition in condition()) {
         let stricter = World { source: format!("{}forbid (principal, action, resource) when {{ {condition} }};", world.source), ..world.clone() };
         let (Some(policy), Some(stricter)) = (load(&world), load(&stricter)) else { return Err(TestCaseError::reject("does not load")) };
-        for (scopes, name, effect, args, context) in &world.calls {
-            let (principal, decl) = (caller("alice", scopes), tool(name, *effect));
-            let judged = |policy: &Policy| policy.authorize(&principal, call(&decl, Some(&args.to_string())), context).is_ok();
+        for (scopes, decl, args, context) in &world.calls {
+            let principal = caller("alice", scopes);
+            let judged = |policy: &Policy| policy.authorize(&principal, call(decl, Some(&args.to_string())), context).is_ok();
             prop_assert!(judged(&policy) || !judged(&stricter));
-            prop_assert!(policy.lists(&principal, &decl, context) || !stricter.lists(&principal, &decl, context));
+            prop_assert!(policy.lists(&principal, decl, context) || !stricter.lists(&principal, decl, context));
         }
+    }
+
+    /// A wrongly typed or missing argument that the deciding policy reads denies.
+    #[test]
+    fn what_is_read_and_is_not_of_its_type_denies(index in 0..READS.len(), sent in args(), with_schema in any::<bool>()) {
+        let (name, reads) = READS[index];
+        let decl = if with_schema { declared("x", Effect::Read, DECLARED) } else { tool("x", Effect::Read) };
+        let policy = cedar(&format!("permit (principal, action, resource) when {{ {reads} }};"));
+        let allowed = judge(&policy, &caller("alice", &[]), &decl, &sent.to_string(), &noon()).is_ok();
+        prop_assert_eq!(allowed, sent.get(name).is_some_and(|value| fits_read(name, value, with_schema)), "{} {}", reads, sent);
+    }
+}
+
+/// Each argument, and a condition that reads it and is true of whatever can be read.
+const READS: [(&str, &str); 4] = [
+    ("n", "context.args.n == 1 || true"),
+    ("s", "context.args.s == \"x\" || true"),
+    ("list", "context.args.list.contains(\"a\") || true"),
+    ("deep", "context.args.deep.flag || true"),
+];
+
+/// The types of elements are held only where they are declared.
+fn fits_read(name: &str, value: &serde_json::Value, with_schema: bool) -> bool {
+    match name {
+        "n" => value.is_i64(),
+        "s" => value.is_string(),
+        "list" => {
+            let all = |items: &Vec<serde_json::Value>| !with_schema || items.iter().all(|item| item.is_string());
+            value.as_array().is_some_and(all)
+        }
+        _ => value.get("flag").is_some_and(serde_json::Value::is_boolean),
     }
 }

@@ -1,5 +1,7 @@
 //! Asking an upstream for its tools: eras, pages, loops, single flight, learning.
 
+use crate::catalog::Rule;
+use crate::catalog::When;
 use crate::mcp::list::ListKind;
 use crate::mcp::list::Page;
 
@@ -198,7 +200,8 @@ fn entries(tools: &str) -> Vec<Entry> {
 async fn what_went_by_is_learned_and_classified() {
     let mut config = config(Transport::Http(http_config(vec![endpoint(1)])));
     let glob = globset::Glob::new("read.*").expect("a glob").compile_matcher();
-    config.effects = Effects { rules: vec![(glob, Effect::Read)], trust_annotations: false };
+    let rule = Rule { tools: glob, when: When::default(), effect: Effect::Read };
+    config.effects = Effects { rules: vec![rule], trust_annotations: false };
     let backend = new(config).expect("good");
     backend.learn(&entries(r#"[{"name":"read.a"},{"name":"b","annotations":{"readOnlyHint":true}},{"name":"read.c","annotations":{"destructiveHint":true}},{"name":"b ad"}]"#));
     let catalog = backend.catalog();
