@@ -1,4 +1,4 @@
-//! The command line: `run`, `front`, `stdio`, `login`, `logout`, `whoami`, `demo`, `check`, `audit verify`, `api-key`, `schema`.
+//! The command line: `run`, `front`, `stdio`, `login`, `logout`, `whoami`, `demo`, `check`, `tools`, `audit verify`, `api-key`, `schema`.
 
 mod audit;
 mod check;
@@ -6,6 +6,7 @@ mod front;
 mod login;
 mod run;
 mod stdio;
+mod tools;
 mod whoami;
 
 use std::io::Write;
@@ -51,6 +52,8 @@ enum Verb {
     Demo(Demo),
     /// Check a configuration file: all errors at once; prints the effective configuration with secrets masked.
     Check(check::Check),
+    /// Pin a backend's tools, see what they are and what changed, approve them.
+    Tools(tools::Tools),
     /// Look into audit logs.
     Audit(audit::Audit),
     /// Make an API key: prints the key once, and the line for the keys file.
@@ -112,6 +115,7 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "demo")]
         Verb::Demo(verb) => block_on(crate::demo::run(crate::demo::Options { tour_only: verb.tour })),
         Verb::Check(verb) => verb.run(),
+        Verb::Tools(verb) => block_on(verb.run()),
         Verb::Audit(verb) => verb.run(),
         Verb::ApiKey(verb) => verb.run(),
         Verb::Schema => print(&format!("{:#}", crate::config::schema())),

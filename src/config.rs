@@ -12,7 +12,7 @@ mod show;
 mod strict;
 #[cfg(test)]
 mod tests;
-mod yaml;
+pub(crate) mod yaml;
 
 use std::fmt;
 use std::io::Read as _;
@@ -80,13 +80,15 @@ pub struct Options {
     pub allow_demo_issuer: bool,
     /// Files and variables that the configuration names must be there, and secrets are read.
     pub check_files: bool,
+    /// Pin files are read, and must be there.
+    pub read_pins: bool,
     /// The folder that relative paths start at; default: the configuration file's.
     pub base: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { allow_demo_issuer: false, check_files: true, base: None }
+        Options { allow_demo_issuer: false, check_files: true, read_pins: true, base: None }
     }
 }
 

@@ -85,6 +85,11 @@ impl Hints {
         }
     }
 
+    /// The effect, raised by what the server warns of.
+    pub fn raise(self, effect: Effect) -> Effect {
+        self.warned().map_or(effect, |warned| effect.max(warned))
+    }
+
     /// What the server warns of: only explicit hints count, because only they can raise.
     fn warned(self) -> Option<Effect> {
         match (self.read_only_hint, self.destructive_hint) {
@@ -108,11 +113,19 @@ pub struct Effects {
 impl Effects {
     /// Ours wins; theirs may raise it and, unless trusted, never lower it. Nobody said anything: `Destroy`.
     pub fn classify(&self, tool: &str, hints: Hints) -> Effect {
+        self.explain(tool, hints).0
+    }
+
+    /// The same, and where it comes from.
+    pub fn explain(&self, tool: &str, hints: Hints) -> (Effect, &'static str) {
         let ours = self.rules.iter().find(|(glob, _)| glob.is_match(tool)).map(|(_, effect)| *effect);
         match ours {
-            Some(effect) => hints.warned().map_or(effect, |warned| effect.max(warned)),
-            None if self.trust_annotations => hints.claimed(),
-            None => Effect::Destroy,
+            Some(effect) if hints.raise(effect) > effect => {
+                (hints.raise(effect), "a rule of `effects`, raised by a hint of the server")
+            }
+            Some(effect) => (effect, "a rule of `effects`"),
+            None if self.trust_annotations => (hints.claimed(), "the server's hints, which are trusted"),
+            None => (Effect::Destroy, "nobody classified it"),
         }
     }
 

@@ -234,7 +234,8 @@ pub(super) async fn tool(
     errand: &Errand,
     may_read: impl Fn(&Decl) -> bool,
 ) -> Result<Arc<Decl>, Rejection> {
-    if let Some(decl) = member.backend.catalog().tools.get(name) {
+    let catalog = member.backend.catalog();
+    if let Some(decl) = catalog.tools.get(name).filter(|_| !member.backend.in_doubt()) {
         return Ok(decl.clone());
     }
     let unknown = || Rejection::UnknownTool { name: name.to_owned() };
