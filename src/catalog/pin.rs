@@ -229,11 +229,14 @@ impl PinFile {
         PinFile::parse(&std::fs::read_to_string(path).map_err(|error| whole(format!("cannot be read: {error}")))?)
     }
 
-    /// Puts the file in the place of the old one, as a whole or not at all.
+    /// Puts the file in the place of the old one, as a whole or not at all. Makes its folder.
     ///
     /// # Errors
     /// That it cannot be written.
     pub fn write(&self, path: &Path) -> std::io::Result<()> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
         let mut draft = path.as_os_str().to_owned();
         draft.push(".new");
         std::fs::write(&draft, self.to_yaml())?;
