@@ -88,7 +88,7 @@ impl Later {
         let tools = (0..TOOLS).map(|number| (format!("tool_{number}").into(), decl(number))).collect();
         Later {
             name: name.clone(),
-            catalog: Arc::new(Catalog { tools }),
+            catalog: Arc::new(Catalog { tools, ..Catalog::default() }),
             list,
             after,
             given: new_each_time.then(AtomicU64::default),

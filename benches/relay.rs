@@ -84,7 +84,7 @@ impl Instantly {
         let big = text(list.len());
         Instantly {
             name: name.clone(),
-            catalog: Arc::new(Catalog { tools }),
+            catalog: Arc::new(Catalog { tools, ..Catalog::default() }),
             list: list.into(),
             small: text(500).into(),
             big: big.into(),

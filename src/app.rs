@@ -2,6 +2,7 @@
 
 mod admin;
 mod build;
+mod quarantine;
 mod reload;
 
 use std::sync::Arc;
@@ -238,6 +239,7 @@ impl App {
             *watched = reload::Watched::of(&loaded.config.watched);
         }
         reload::record_raised(&old, &house, &self.audit);
+        build::pin(&loaded.config, &house);
         let old = self.gateway.swap(house.clone());
         build::begin_new(&old, &house);
         build::stop_unused(&old, &house, &self.metrics);

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
 use crate::catalog::Catalog;
+use crate::catalog::pins::Pins;
 use crate::credentials;
 use crate::credentials::Credential;
 use crate::mcp::Era;
@@ -33,6 +34,17 @@ pub trait Backend: Send + Sync {
 
     /// A page of this backend's `tools/list` went by: it is the newest truth about the tools named in it.
     fn learn(&self, tools: &[Entry]);
+
+    /// The upstream said that its tools are not what they were.
+    fn doubt(&self) {}
+
+    /// Must the upstream be asked before a tool of the catalog is used? Only where tools are pinned.
+    fn in_doubt(&self) -> bool {
+        false
+    }
+
+    /// From now on these tools are the approved ones; what is known of the upstream is judged anew. `None`: all are.
+    fn pin(&self, _pins: Option<Arc<Pins>>) {}
 
     /// The era that the upstream speaks: configured, or found by asking. `None`: not known yet, or in doubt. No I/O.
     fn era(&self) -> Option<Era>;

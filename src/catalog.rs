@@ -1,6 +1,9 @@
 //! What can be asked for: `Decl` (one declaration of a tool, resource or prompt), `Effect`, `Call`.
 
+pub mod check;
 mod effect;
+pub mod pin;
+pub mod pins;
 mod varies;
 
 use std::collections::HashMap;
@@ -19,6 +22,9 @@ pub use varies::When;
 use crate::mcp::Binding;
 use crate::mcp::Message;
 use crate::mcp::Method;
+use crate::mcp::list::Entry;
+use pins::Pins;
+use pins::Why;
 
 /// Which kind of thing a declaration is about; also the Cedar resource type.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -113,6 +119,27 @@ impl Decl {
 #[derive(Debug, Default)]
 pub struct Catalog {
     pub tools: HashMap<Arc<str>, Arc<Decl>>,
+    /// Tools that the backend lists and that are not offered, because nobody approved them as they are.
+    pub quarantined: HashMap<Arc<str>, Quarantined>,
+    /// What was reviewed. `None`: every tool is offered as it is listed.
+    pub pins: Option<Arc<Pins>>,
+}
+
+/// A tool that is not offered.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Quarantined {
+    pub why: Why,
+    /// The list entry as the upstream wrote it.
+    pub wire: Bytes,
+}
+
+impl Catalog {
+    /// May this list entry be shown? Without pins, whatever is listed; with them, only what was approved as it is.
+    pub fn offers(&self, entry: &Entry) -> bool {
+        let Some(pins) = &self.pins else { return true };
+        let known = self.tools.get(entry.name.as_str()).is_some_and(|decl| decl.wire == entry.wire);
+        known || pins.judge(&entry.name, &entry.wire).is_ok()
+    }
 }
 
 /// What a caller does to a `Decl`; also the Cedar action.

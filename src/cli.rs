@@ -1,5 +1,5 @@
-//! The command line: `run`, `front`, `stdio`, `login`, `logout`, `whoami`, `demo`, `check`, `policy`, `audit verify`, `api-key`,
-//! `schema`.
+//! The command line: `run`, `front`, `stdio`, `login`, `logout`, `whoami`, `demo`, `check`, `policy`, `tools`, `audit verify`,
+//! `api-key`, `schema`.
 
 mod audit;
 mod check;
@@ -8,6 +8,7 @@ mod login;
 mod policy;
 mod run;
 mod stdio;
+mod tools;
 mod whoami;
 
 use std::io::Write;
@@ -55,6 +56,8 @@ enum Verb {
     Check(check::Check),
     /// Test policies, explain a decision, print who may do what, compare two sets of policies.
     Policy(policy::Policy),
+    /// Pin a backend's tools, see what they are and what changed, approve them.
+    Tools(tools::Tools),
     /// Look into audit logs.
     Audit(audit::Audit),
     /// Make an API key: prints the key once, and the line for the keys file.
@@ -117,6 +120,7 @@ pub fn main() -> ExitCode {
         Verb::Demo(verb) => block_on(crate::demo::run(crate::demo::Options { tour_only: verb.tour })),
         Verb::Check(verb) => verb.run(),
         Verb::Policy(verb) => block_on(verb.run()),
+        Verb::Tools(verb) => block_on(verb.run()),
         Verb::Audit(verb) => verb.run(),
         Verb::ApiKey(verb) => verb.run(),
         Verb::Schema => print(&format!("{:#}", crate::config::schema())),

@@ -13,7 +13,7 @@ mod show;
 mod strict;
 #[cfg(test)]
 mod tests;
-mod yaml;
+pub(crate) mod yaml;
 
 use std::fmt;
 use std::io::Read as _;
@@ -86,13 +86,15 @@ pub struct Options {
     pub check_files: bool,
     /// The policies that the configuration names must be there, even where other files need not.
     pub check_policies: bool,
+    /// Pin files are read, and must be there.
+    pub read_pins: bool,
     /// The folder that relative paths start at; default: the configuration file's.
     pub base: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { allow_demo_issuer: false, check_files: true, check_policies: true, base: None }
+        Options { allow_demo_issuer: false, check_files: true, check_policies: true, read_pins: true, base: None }
     }
 }
 

@@ -8,6 +8,7 @@
 //! INVARIANT: one request, one reply, one audit record, also when a step fails, panics or the client leaves.
 
 mod apply;
+mod arguments;
 mod door;
 mod errand;
 mod federation;

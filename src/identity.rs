@@ -16,7 +16,7 @@ mod oidc;
 mod pattern;
 mod presented;
 pub mod registration;
-mod strict;
+pub(crate) mod strict;
 mod subject;
 #[cfg(test)]
 mod tests;

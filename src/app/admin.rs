@@ -7,6 +7,8 @@ use serde_json::Value;
 use serde_json::json;
 use tokio::sync::watch;
 
+use super::quarantine;
+use super::quarantine::Watch;
 use crate::audit::Audit;
 use crate::gateway::Gateway;
 use crate::server::Admin;
@@ -97,10 +99,15 @@ fn gauges(gateway: &Gateway, audit: &Audit, metrics: &Metrics) {
 
 /// Housekeeping for as long as the program runs.
 pub(super) async fn tick(gateway: Arc<Gateway>, audit: Arc<Audit>, metrics: Arc<Metrics>) {
-    let mut every = tokio::time::interval(SWEEP);
+    let (mut every, mut looks) = (tokio::time::interval(SWEEP), tokio::time::interval(quarantine::LOOK));
+    let mut watch = Watch::default();
     loop {
-        every.tick().await;
-        gateway.house().limits.sweep();
-        gauges(&gateway, &audit, &metrics);
+        tokio::select! {
+            _ = every.tick() => {
+                gateway.house().limits.sweep();
+                gauges(&gateway, &audit, &metrics);
+            }
+            _ = looks.tick() => watch.look(&gateway.house(), &audit, &metrics),
+        }
     }
 }

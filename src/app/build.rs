@@ -186,6 +186,15 @@ pub(super) async fn introduce(gateway: Arc<Gateway>) {
     }
 }
 
+/// Tools that were approved, or are not any more: a backend that is kept keeps its connections and processes.
+pub(super) fn pin(config: &Config, house: &House) {
+    for backend in &config.backends {
+        if let Some(member) = house.members.get(&backend.name) {
+            member.backend.pin(backend.pins.as_ref().map(|pinning| pinning.pins.clone()));
+        }
+    }
+}
+
 /// Begins the background work of every backend.
 pub(super) fn begin(house: &House) {
     house.members.values().for_each(|member| member.backend.start());

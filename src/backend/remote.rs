@@ -34,6 +34,8 @@ use super::breaker;
 use crate::catalog::Catalog;
 use crate::catalog::Effects;
 use crate::catalog::Operation;
+use crate::catalog::pins::Pinning;
+use crate::catalog::pins::Pins;
 use crate::credentials;
 use crate::credentials::Credential;
 use crate::mcp;
@@ -55,6 +57,8 @@ pub struct Config {
     /// Which protocol era the upstream speaks; `None`: found out by asking.
     pub era: Option<Era>,
     pub effects: Effects,
+    /// The tools as they were reviewed. They decide what is offered, and the effects.
+    pub pins: Option<Pinning>,
     pub credential: credentials::Config,
     pub mode: Option<crate::catalog::Mode>,
     /// To connect (TCP and TLS together).
@@ -362,6 +366,18 @@ impl Backend for Remote {
 
     fn learn(&self, tools: &[Entry]) {
         self.shelf.learn(tools);
+    }
+
+    fn doubt(&self) {
+        self.shelf.doubt();
+    }
+
+    fn in_doubt(&self) -> bool {
+        self.shelf.in_doubt()
+    }
+
+    fn pin(&self, pins: Option<Arc<Pins>>) {
+        self.shelf.pin(&pins);
     }
 
     fn era(&self) -> Option<Era> {

@@ -94,6 +94,11 @@ impl Hints {
         }
     }
 
+    /// The effect, raised by what the server warns of.
+    pub fn raise(self, effect: Effect) -> Effect {
+        self.warned().map_or(effect, |warned| effect.max(warned))
+    }
+
     /// What the server warns of: only explicit hints count, because only they can raise.
     fn warned(self) -> Option<Effect> {
         match (self.read_only_hint, self.destructive_hint) {
@@ -127,7 +132,15 @@ impl Effects {
     /// The highest effect that a call of the tool can have. Ours wins; theirs may raise it and, unless trusted, never
     /// lower it. Nobody said anything: `Destroy`.
     pub fn classify(&self, tool: &str, hints: Hints) -> Effect {
-        self.varies(tool, hints).map_or_else(|| self.settled(tool, hints), |varies| varies.highest())
+        self.explain(tool, hints).0
+    }
+
+    /// The same, and where it comes from.
+    pub fn explain(&self, tool: &str, hints: Hints) -> (Effect, &'static str) {
+        match self.varies(tool, hints) {
+            Some(varies) => (varies.highest(), "the worst of what rules of `effects` say of certain arguments"),
+            None => self.settled(tool, hints),
+        }
     }
 
     /// How the effect follows from the arguments, where a rule says so. What a server hints is about the worst that its
@@ -136,16 +149,19 @@ impl Effects {
         let matching = self.rules.iter().filter(|rule| rule.tools.is_match(tool));
         let rules: Vec<(When, Effect)> =
             matching.take_while(|rule| !rule.when.0.is_empty()).map(|rule| (rule.when.clone(), rule.effect)).collect();
-        (!rules.is_empty()).then(|| Varies::by_rules(rules, self.settled(tool, hints)))
+        (!rules.is_empty()).then(|| Varies::by_rules(rules, self.settled(tool, hints).0))
     }
 
-    /// The effect of a call that no rule for certain arguments is about.
-    fn settled(&self, tool: &str, hints: Hints) -> Effect {
+    /// The effect of a call that no rule for certain arguments is about, and where it comes from.
+    fn settled(&self, tool: &str, hints: Hints) -> (Effect, &'static str) {
         let ours = self.rules.iter().find(|rule| rule.when.0.is_empty() && rule.tools.is_match(tool));
-        match ours {
-            Some(rule) => hints.warned().map_or(rule.effect, |warned| rule.effect.max(warned)),
-            None if self.trust_annotations => hints.claimed(),
-            None => Effect::Destroy,
+        match ours.map(|rule| rule.effect) {
+            Some(effect) if hints.raise(effect) > effect => {
+                (hints.raise(effect), "a rule of `effects`, raised by a hint of the server")
+            }
+            Some(effect) => (effect, "a rule of `effects`"),
+            None if self.trust_annotations => (hints.claimed(), "the server's hints, which are trusted"),
+            None => (Effect::Destroy, "nobody classified it"),
         }
     }
 

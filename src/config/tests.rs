@@ -304,6 +304,30 @@ fn cedar_files_are_read_by_name_and_watched() {
 }
 
 #[test]
+fn a_pin_file_must_be_there_and_good_and_is_watched() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("files.tools.yaml");
+    let text = with("").replace("3001/mcp' }", "3001/mcp' }, pins: files.tools.yaml");
+    let options = Options { base: Some(folder.path().to_owned()), ..Options::default() };
+    let refused = messages(parse_as(&text, options.clone()));
+    assert!(refused.len() == 1 && refused[0].contains("backends.files.pins: `"), "{refused:?}");
+    let later = parse_as(&text, Options { read_pins: false, ..options.clone() });
+    assert!(later.is_ok(), "whoever writes the first one needs none");
+    std::fs::write(&file, "version: 1\nbackend: files\ntools: {}\n").expect("written");
+    let loaded = parse_as(&text, options.clone()).unwrap_or_else(|errors| panic!("{errors}"));
+    assert!(loaded.config.watched.contains(&file));
+    assert!(loaded.config.backends[0].pins.is_some());
+    for (bad, why) in [
+        ("version: 1\nbackend: other\ntools: {}\n", "`backend` is `other`, not `files`"),
+        ("version: 1\nbackend: files\ntools:\n  a:\n    approved: maybe\n", "line 5: `tools.a.approved` is neither"),
+    ] {
+        std::fs::write(&file, bad).expect("written");
+        let refused = messages(parse_as(&text, options.clone())).join("\n");
+        assert!(refused.contains(why), "{refused}");
+    }
+}
+
+#[test]
 fn files_that_are_named_must_be_there() {
     let folder = tempfile::tempdir().expect("a folder");
     let text = with("audit: { file: nowhere/audit.jsonl }")

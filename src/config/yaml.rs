@@ -14,9 +14,9 @@ const NODES_MAX: usize = 200_000;
 
 /// Line and column, both counted from 1.
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
-pub(super) struct Mark {
-    pub(super) line: usize,
-    pub(super) column: usize,
+pub(crate) struct Mark {
+    pub(crate) line: usize,
+    pub(crate) column: usize,
 }
 
 impl From<Marker> for Mark {
@@ -27,7 +27,7 @@ impl From<Marker> for Mark {
 
 /// One step from a node to one below it.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     Index(usize),
     Name(String),
 }
@@ -42,18 +42,18 @@ pub(super) fn below(parent: &str, step: &Step) -> String {
 }
 
 #[derive(Debug)]
-pub(super) struct Node {
+pub(crate) struct Node {
     /// Where the value begins.
-    pub(super) at: Mark,
+    pub(crate) at: Mark,
     /// Where its key begins, if it has one.
-    pub(super) key_at: Option<Mark>,
+    pub(crate) key_at: Option<Mark>,
     /// As in the file, also after siblings were pruned.
-    pub(super) path: String,
-    pub(super) content: Content,
+    pub(crate) path: String,
+    pub(crate) content: Content,
 }
 
 #[derive(Debug)]
-pub(super) enum Content {
+pub(crate) enum Content {
     Mapping(Vec<(String, Node)>),
     Scalar(Value),
     Sequence(Vec<Node>),
@@ -111,7 +111,7 @@ impl Node {
     }
 
     /// Where to point for a problem with this node: at a scalar itself, at the key of what has parts.
-    pub(super) fn mark(&self) -> Mark {
+    pub(crate) fn mark(&self) -> Mark {
         match self.content {
             Content::Scalar(_) => self.at,
             Content::Mapping(_) | Content::Sequence(_) => self.key_at.unwrap_or(self.at),
@@ -126,17 +126,17 @@ pub(super) fn within(inner: &str, outer: &str) -> bool {
 
 /// What is wrong with the text as YAML, and where.
 #[derive(Debug)]
-pub(super) struct Fault {
-    pub(super) at: Mark,
-    pub(super) path: String,
-    pub(super) message: String,
+pub(crate) struct Fault {
+    pub(crate) at: Mark,
+    pub(crate) path: String,
+    pub(crate) message: String,
 }
 
 /// The tree, and what was left out of it because it was wrong.
 #[derive(Debug)]
-pub(super) struct Tree {
-    pub(super) root: Node,
-    pub(super) faults: Vec<Fault>,
+pub(crate) struct Tree {
+    pub(crate) root: Node,
+    pub(crate) faults: Vec<Fault>,
 }
 
 impl Default for Tree {
@@ -146,7 +146,7 @@ impl Default for Tree {
 }
 
 /// Reads the text. `Err` when it is not YAML at all; what is only not allowed comes as `faults` beside the tree.
-pub(super) fn parse(text: &str) -> Result<Tree, Vec<Fault>> {
+pub(crate) fn parse(text: &str) -> Result<Tree, Vec<Fault>> {
     let mut builder = Builder::default();
     let mut parser = Parser::new_from_str(text);
     while let Some(next) = parser.next_event() {

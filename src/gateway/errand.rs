@@ -15,6 +15,7 @@ use super::Rejection;
 use super::apply;
 use super::apply::Desk;
 use super::apply::Outgoing;
+use super::arguments;
 use super::federation::Federation;
 use super::prepare;
 use super::prepare::Asked;
@@ -221,6 +222,10 @@ impl Errand {
             Some(slot) => slot,
             None => Arc::new(house.limits.acquire_for(&self.principal, &permit)?),
         };
+        if let Some(told) = arguments::refused(permit.call(), &member.backend.catalog()) {
+            open.reason("arguments_invalid");
+            return Ok(told);
+        }
         let mut want = apply::Want::of(&permit, &house.lists, named);
         if member.credential.is_personal() {
             want.keep_nothing(); // whatever the upstream calls public, it was asked as this caller

@@ -162,6 +162,9 @@ impl Flow {
             }
             Ok(Incoming::Notification { method }) => {
                 self.desk.house.lists.announced(self.desk.backend.name(), &method);
+                if method == "notifications/tools/list_changed" {
+                    self.desk.backend.doubt();
+                }
                 self.told(event, &data, &method)
             }
             // SPEC: 2026-07-28 streamable-http: no requests on response streams.

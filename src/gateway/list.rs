@@ -210,8 +210,15 @@ impl Lists {
         let decls = declared(desk, kind, &page);
         let judged = desk.house.policy.list(&desk.principal, &decls, &desk.context);
         desk.shadows.note(&judged.shadows);
-        let keep: Vec<bool> =
-            page.entries.iter().zip(&judged.listed).map(|(entry, listed)| entry.valid && *listed).collect();
+        let catalog = desk.backend.catalog();
+        // Also what was said before: a page may be older than the approval, or than its withdrawal.
+        let offered = |entry: &list::Entry| kind != ListKind::Tools || catalog.offers(entry);
+        let keep: Vec<bool> = page
+            .entries
+            .iter()
+            .zip(&judged.listed)
+            .map(|(entry, listed)| entry.valid && *listed && offered(entry))
+            .collect();
         let hidden = keep.iter().filter(|keep| !**keep).count();
         let output = page.keep(&keep);
         let ttl = ttl_place(&output);

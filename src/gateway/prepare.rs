@@ -234,7 +234,7 @@ pub(super) async fn tool(
     errand: &Errand,
     may_read: impl Fn(&Decl) -> bool,
 ) -> Result<Arc<Decl>, Rejection> {
-    match member.backend.catalog().tools.get(name) {
+    match member.backend.catalog().tools.get(name).filter(|_| !member.backend.in_doubt()) {
         Some(decl) => Ok(decl.clone()),
         // Seldom, and large: no call should carry it about.
         None => Box::pin(sought(name, member, errand, may_read)).await,

@@ -1,4 +1,4 @@
-//! JSON objects without duplicate members at any depth: two readers of a token must never see two different tokens.
+//! JSON objects without duplicate members at any depth: two readers of one text must never see two different things.
 
 use std::fmt;
 
@@ -12,14 +12,15 @@ use serde_json::Map;
 use serde_json::Value;
 
 /// One whole object, or `None`. Depth is bounded by `serde_json` (128), size by the caller.
-pub(super) fn object(bytes: &[u8]) -> Option<Map<String, Value>> {
+pub(crate) fn object(bytes: &[u8]) -> Option<Map<String, Value>> {
     match serde_json::from_slice(bytes) {
         Ok(Strict(Value::Object(members))) => Some(members),
         _ => None,
     }
 }
 
-struct Strict(Value);
+/// Any JSON value, read so.
+pub(crate) struct Strict(pub(crate) Value);
 
 impl<'de> Deserialize<'de> for Strict {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -231,6 +231,20 @@ impl Page {
 }
 
 impl Entry {
+    /// A tool's entry that stands alone.
+    pub fn tool(wire: &Bytes) -> Entry {
+        match serde_json::from_slice::<&RawValue>(wire) {
+            Ok(value) => Entry::read(ListKind::Tools, value, wire),
+            Err(_) => Entry {
+                name: String::new(),
+                hints: Hints::default(),
+                wire: wire.clone(),
+                headers: Vec::new(),
+                valid: false,
+            },
+        }
+    }
+
     /// A malformed entry hides itself, not the others.
     fn read(kind: ListKind, value: &RawValue, answer: &Bytes) -> Entry {
         let bytes = answer.slice_ref(value.get().as_bytes());

@@ -58,6 +58,8 @@ pub struct Metrics {
     handshakes_failed: IntCounter,
     backend_up: IntGaugeVec,
     catalog_tools: IntGaugeVec,
+    catalog_quarantined: IntGaugeVec,
+    quarantines: IntCounterVec,
     api_key_used: IntGaugeVec,
     entra_groups: IntCounterVec,
     audit_records: IntCounter,
@@ -97,6 +99,8 @@ impl Metrics {
             handshakes_failed: register(&registry, IntCounter::with_opts(opts(names::HANDSHAKES_FAILED))),
             backend_up: gauges(&registry, names::BACKEND_UP),
             catalog_tools: gauges(&registry, names::CATALOG_TOOLS),
+            catalog_quarantined: gauges(&registry, names::CATALOG_QUARANTINED),
+            quarantines: counters(&registry, names::QUARANTINES),
             api_key_used: gauges(&registry, names::API_KEY_USED),
             entra_groups: counters(&registry, names::ENTRA_GROUPS),
             audit_records: register(&registry, IntCounter::with_opts(opts(names::AUDIT_RECORDS))),
@@ -160,6 +164,12 @@ impl Metrics {
         }
     }
 
+    /// How many tools of a pinned backend are in quarantine, and how many came since it was last asked.
+    pub fn quarantined(&self, backend: &str, now: usize, more: usize) {
+        set(&self.catalog_quarantined, &[backend], now.try_into().unwrap_or(i64::MAX));
+        add(&self.quarantines, &[backend], more.try_into().unwrap_or(u64::MAX));
+    }
+
     /// Those that were used last; keys that are no longer in the file are no longer shown.
     pub fn api_keys(&self, used: &[api_key::Use]) {
         let mut used: Vec<_> = used.iter().collect();
@@ -175,6 +185,8 @@ impl Metrics {
         // An error says that there was no such backend, which is what is wanted.
         let _ = self.backend_up.remove_label_values(&[backend]);
         let _ = self.catalog_tools.remove_label_values(&[backend]);
+        let _ = self.catalog_quarantined.remove_label_values(&[backend]);
+        let _ = self.quarantines.remove_label_values(&[backend]);
     }
 
     /// A configuration came into use just now, the first one included.
@@ -240,6 +252,12 @@ fn register<M: Collector + Clone + 'static>(registry: &Registry, made: prometheu
 fn count(counters: &IntCounterVec, labels: &[&str]) {
     if let Ok(counter) = counters.get_metric_with_label_values(labels) {
         counter.inc();
+    }
+}
+
+fn add(counters: &IntCounterVec, labels: &[&str], more: u64) {
+    if let Ok(counter) = counters.get_metric_with_label_values(labels) {
+        counter.inc_by(more);
     }
 }
 

@@ -78,6 +78,13 @@ pub const HANDSHAKES_FAILED: Metric =
 pub const BACKEND_UP: Metric =
     gauge("wardgate_backend_up", &["backend"], "1 when the backend answered its last health check.");
 pub const CATALOG_TOOLS: Metric = gauge("wardgate_catalog_tools", &["backend"], "Tools known of a backend.");
+pub const CATALOG_QUARANTINED: Metric =
+    gauge("wardgate_catalog_quarantined", &["backend"], "Tools of a backend that nobody approved as they are.");
+pub const QUARANTINES: Metric = counter(
+    "wardgate_quarantines_total",
+    &["backend"],
+    "Tools that were found new, changed or malformed, and are not offered.",
+);
 pub const API_KEY_USED: Metric = gauge(
     "wardgate_api_key_last_used_timestamp_seconds",
     &["name", "hash"],
@@ -122,6 +129,8 @@ pub const ALL: &[Metric] = &[
     HANDSHAKES_FAILED,
     BACKEND_UP,
     CATALOG_TOOLS,
+    CATALOG_QUARANTINED,
+    QUARANTINES,
     API_KEY_USED,
     ENTRA_GROUPS,
     AUDIT_RECORDS,

@@ -26,6 +26,8 @@ mod news;
 mod obo;
 /// Clients of HTTP+SSE.
 mod old;
+/// Tools that change after they were approved.
+mod pins;
 /// What the program does for a person: `demo --tour`, `check`, `front`, `audit verify`, signals and reload.
 mod program;
 /// Proofs beyond the token: DPoP, certificates.

@@ -1,6 +1,5 @@
 //! What does the upstream offer? The catalog of one backend, and asking the upstream for it in either era.
 
-use std::collections::HashMap;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -31,6 +30,8 @@ use crate::catalog::Decl;
 use crate::catalog::Effects;
 use crate::catalog::Kind as DeclKind;
 use crate::catalog::Operation;
+use crate::catalog::Quarantined;
+use crate::catalog::pins::Pins;
 use crate::credentials::Credential;
 use crate::mcp::Era;
 use crate::mcp::Id;
@@ -72,6 +73,8 @@ pub(super) struct Shelf {
     ttl: Duration,
     probe_timeout: Duration,
     catalog: ArcSwap<Catalog>,
+    /// The upstream said that its tools changed, and was not asked since.
+    doubted: AtomicBool,
     times: Mutex<Times>,
     /// Held while the upstream is being asked: whoever comes meanwhile waits and takes the same outcome.
     flight: tokio::sync::Mutex<Flight>,
@@ -105,7 +108,11 @@ impl Shelf {
             speech,
             ttl: config.catalog_ttl,
             probe_timeout: PROBE_TIMEOUT,
-            catalog: ArcSwap::default(),
+            catalog: ArcSwap::from_pointee(Catalog {
+                pins: config.pins.as_ref().map(|pinning| pinning.pins.clone()),
+                ..Catalog::default()
+            }),
+            doubted: AtomicBool::new(false),
             times: Mutex::new(Times::default()),
             flight: tokio::sync::Mutex::new(Flight::default()),
         }
@@ -181,6 +188,8 @@ impl Shelf {
         };
         let (probe_timeout, heard) = (self.probe_timeout, AtomicBool::new(false));
         let fetch = Fetch { line, blame: &self.blame, speech: &self.speech, deadline, probe_timeout, heard };
+        // Before it is asked: what it says while it answers counts.
+        let doubted = self.doubted.swap(false, Ordering::AcqRel);
         let fetched = pingora::time::timeout(left(deadline), fetch.tools()).await;
         let outcome = fetched.unwrap_or_else(|_| Err(self.blame.timeout())).map(|(era, tools)| {
             self.speech.learn(era);
@@ -193,6 +202,9 @@ impl Shelf {
                 self.replace(&tools);
             }
         });
+        if outcome.is_err() && doubted {
+            self.doubt();
+        }
         // One caller's trouble says nothing to the next.
         if credential.is_personal() && outcome.is_err() {
             return outcome.map(|()| self.catalog());
@@ -203,8 +215,18 @@ impl Shelf {
         outcome.map(|()| self.catalog())
     }
 
-    fn declare(&self, entry: &Entry) -> Arc<Decl> {
-        Arc::new(Decl {
+    pub(super) fn doubt(&self) {
+        self.doubted.store(true, Ordering::Release);
+    }
+
+    /// A tool that is pinned is not called while its upstream says that it changed: it is asked first, at most once per
+    /// [`COOL_DOWN`], however often it says so.
+    pub(super) fn in_doubt(&self) -> bool {
+        self.doubted.load(Ordering::Acquire) && self.catalog.load().pins.is_some()
+    }
+
+    fn declare(&self, entry: &Entry) -> Decl {
+        Decl {
             kind: DeclKind::Tool,
             backend: self.blame.0.clone(),
             name: entry.name.as_str().into(),
@@ -214,20 +236,56 @@ impl Shelf {
             wire: Bytes::copy_from_slice(&entry.wire),
             headers: entry.headers.clone(),
             varies: self.effects.varies(&entry.name, entry.hints).map(Arc::new),
-        })
+        }
     }
 
-    fn replace(&self, entries: &[Entry]) {
-        let mut tools = HashMap::with_capacity(entries.len());
-        let mut twice = HashSet::new();
-        for entry in entries {
-            // INVARIANT: a page hides its own doubles; here those across pages.
-            if !entry.valid || tools.insert(entry.name.as_str().into(), self.declare(entry)).is_some() {
-                twice.insert(entry.name.as_str());
+    /// Puts an entry where it belongs: among the tools, or, if there are pins and it is not as it was approved, not.
+    fn shelve(&self, catalog: &mut Catalog, entry: &Entry) {
+        let name: Arc<str> = entry.name.as_str().into();
+        let mut decl = self.declare(entry);
+        match catalog.pins.as_ref().map(|pins| pins.judge(&name, &entry.wire)) {
+            None => {}
+            // The file names one effect, for whatever arguments.
+            Some(Ok(pinned)) => {
+                (decl.effect, decl.idempotent, decl.varies) = (pinned.effect, pinned.idempotent, None);
+            }
+            Some(Err(why)) => {
+                catalog.tools.remove(&name);
+                if catalog.quarantined.len() < TOOLS_MAX || catalog.quarantined.contains_key(&name) {
+                    catalog.quarantined.insert(name, Quarantined { why, wire: decl.wire });
+                }
+                return;
             }
         }
-        tools.retain(|name: &Arc<str>, _| !twice.contains(name.as_ref()));
-        self.catalog.store(Arc::new(Catalog { tools }));
+        catalog.quarantined.remove(&name);
+        if catalog.tools.len() < TOOLS_MAX || catalog.tools.contains_key(&name) {
+            catalog.tools.insert(name, Arc::new(decl));
+        }
+    }
+
+    /// The whole list, newly told.
+    fn replace(&self, entries: &[Entry]) {
+        let mut seen = HashSet::with_capacity(entries.len());
+        // INVARIANT: a page hides its own doubles; here those across pages.
+        let twice: HashSet<&str> = entries
+            .iter()
+            .filter(|entry| !seen.insert(entry.name.as_str()) || !entry.valid)
+            .map(|entry| entry.name.as_str())
+            .collect();
+        self.catalog.rcu(|old| {
+            let mut catalog = Catalog { pins: old.pins.clone(), ..Catalog::default() };
+            catalog.tools.reserve(entries.len());
+            for entry in entries.iter().filter(|entry| !twice.contains(entry.name.as_str())) {
+                // What did not change was judged already.
+                match old.tools.get_key_value(entry.name.as_str()) {
+                    Some((name, decl)) if decl.wire == entry.wire => {
+                        catalog.tools.insert(name.clone(), decl.clone());
+                    }
+                    _ => self.shelve(&mut catalog, entry),
+                }
+            }
+            catalog
+        });
         self.times.lock().unwrap_or_else(PoisonError::into_inner).fetched = Some(Instant::now());
     }
 
@@ -235,23 +293,42 @@ impl Shelf {
     pub(super) fn learn(&self, entries: &[Entry]) {
         let differs = |catalog: &Catalog, entry: &Entry| match catalog.tools.get(entry.name.as_str()) {
             Some(decl) => !entry.valid || decl.wire != entry.wire,
-            None => entry.valid,
+            None => {
+                let known = catalog.quarantined.get(entry.name.as_str()).is_some_and(|known| known.wire == entry.wire);
+                entry.valid && !known
+            }
         };
         let known = self.catalog.load();
         let changed: Vec<&Entry> = entries.iter().filter(|entry| differs(&known, entry)).collect();
         if changed.is_empty() {
             return;
         }
-        self.catalog.rcu(|catalog| {
-            let mut tools = catalog.tools.clone();
+        self.catalog.rcu(|old| {
+            let (tools, quarantined) = (old.tools.clone(), old.quarantined.clone());
+            let mut catalog = Catalog { tools, quarantined, pins: old.pins.clone() };
             for entry in &changed {
-                if !entry.valid {
-                    tools.remove(entry.name.as_str());
-                } else if tools.len() < TOOLS_MAX || tools.contains_key(entry.name.as_str()) {
-                    tools.insert(entry.name.as_str().into(), self.declare(entry));
+                if entry.valid {
+                    self.shelve(&mut catalog, entry);
+                } else {
+                    catalog.tools.remove(entry.name.as_str());
                 }
             }
-            Catalog { tools }
+            catalog
+        });
+    }
+
+    /// Other pins: everything that is known is judged by them.
+    pub(super) fn pin(&self, pins: &Option<Arc<Pins>>) {
+        self.catalog.rcu(|old| {
+            let mut catalog = Catalog { pins: pins.clone(), ..Catalog::default() };
+            let wires = old.tools.values().map(|decl| &decl.wire);
+            for wire in wires.chain(old.quarantined.values().map(|known| &known.wire)) {
+                let entry = Entry::tool(wire);
+                if entry.valid {
+                    self.shelve(&mut catalog, &entry);
+                }
+            }
+            catalog
         });
     }
 }

@@ -68,6 +68,7 @@ pub(super) fn config(transport: Transport) -> Config {
         transport,
         era: None,
         effects: Effects::default(),
+        pins: None,
         credential: credentials::Config::None,
         mode: None,
         connect_timeout: Duration::from_secs(5),

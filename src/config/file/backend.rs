@@ -37,6 +37,10 @@ pub(in crate::config) struct Backend {
     /// Believe its own hints (`readOnlyHint` and so on) about tools without a rule. Without this, hints can only raise an
     /// effect. Default: `false`.
     pub trust_annotations: Option<bool>,
+    /// File with its tools as they were reviewed, written by `wardgate tools pin`. With it only tools that are approved
+    /// there, and are as they were then, are offered; it says what they do; and their arguments are validated. Default:
+    /// none, every tool is offered.
+    pub pins: Option<String>,
     /// A ceiling for this backend. Default: the gateway's `mode`.
     pub mode: Option<Mode>,
     /// What the gateway authenticates with. The caller's own token is passed on only by `forward`. Default: nothing.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use url::Host;
@@ -23,6 +24,10 @@ use crate::backend::remote::Transport;
 use crate::catalog::Effects;
 use crate::catalog::Rule;
 use crate::catalog::When;
+use crate::catalog::pin;
+use crate::catalog::pin::PinFile;
+use crate::catalog::pins::Pinning;
+use crate::catalog::pins::Pins;
 use crate::config::book::Book;
 use crate::config::book::Key;
 use crate::config::file;
@@ -114,6 +119,7 @@ fn backend(book: &mut Book<'_>, key: &Key, name: String, written: file::Backend)
         );
     }
     let effects = effects(book, &key.at("effects"), written.effects, written.trust_annotations);
+    let pins = written.pins.and_then(|text| pins(book, &key.at("pins"), &name, &text));
     let read_timeout = written.read_timeout.map_or(Some(READ_TIMEOUT), |span| span.0);
     if read_timeout.is_some_and(|span| span.is_zero()) {
         book.error(&key.at("read_timeout"), "must be more than nothing; `none` for no bound");
@@ -123,6 +129,7 @@ fn backend(book: &mut Book<'_>, key: &Key, name: String, written: file::Backend)
         era,
         breaker,
         effects,
+        pins,
         credential,
         mode: written.mode,
         connect_timeout: book.span(key, "connect_timeout", written.connect_timeout, CONNECT_TIMEOUT),
@@ -180,6 +187,34 @@ fn transport(
         }
         _ => {
             book.error(key, "`http`, `sse` and `stdio` exclude each other");
+            None
+        }
+    }
+}
+
+/// The reviewed tools. Where pins are written and not used, the file need not be there yet.
+fn pins(book: &mut Book<'_>, key: &Key, backend: &str, text: &str) -> Option<Pinning> {
+    let file = book.place(key, text);
+    if !book.options().read_pins {
+        return Some(Pinning { file, pins: Arc::default() });
+    }
+    let Some(text) = book.text(key, &file, pin::FILE_BYTES_MAX) else {
+        return Some(Pinning { file, pins: Arc::default() });
+    };
+    let read = PinFile::parse(&text).and_then(|pinned| {
+        if pinned.backend == backend {
+            Pins::new(&pinned)
+        } else {
+            let what = format!("`backend` is `{}`, not `{backend}`", pin::visible(&pinned.backend));
+            Err(vec![pin::Fault { line: 0, what }])
+        }
+    });
+    match read {
+        Ok(pins) => Some(Pinning { file, pins: Arc::new(pins) }),
+        Err(faults) => {
+            for fault in faults {
+                book.error(key, format!("`{}`: {fault}", file.display()));
+            }
             None
         }
     }

@@ -2,6 +2,9 @@
 
 use crate::catalog::Rule;
 use crate::catalog::When;
+use crate::catalog::pin::Definition;
+use crate::catalog::pin::PinFile;
+use crate::catalog::pins::Why;
 use crate::mcp::list::ListKind;
 use crate::mcp::list::Page;
 
@@ -218,6 +221,54 @@ async fn what_went_by_is_learned_and_classified() {
     assert_eq!(changed.tools["read.a"].effect, Effect::Destroy);
     assert!(!changed.tools.contains_key("b"), "of two tools with one name neither is known");
     assert!(changed.tools.contains_key("read.c"), "what a page does not name stays");
+}
+
+/// What a pin file says in which these are approved as reads.
+fn pins(tools: &[&str]) -> Arc<Pins> {
+    let mut file = PinFile::new("b");
+    let read = |tool: &&str| Definition::read(tool.as_bytes()).expect("a definition");
+    file.repin(tools.iter().map(read).collect(), &Effects::default());
+    for pin in file.tools.values_mut() {
+        (pin.approved, pin.effect) = (true, Effect::Read);
+    }
+    Arc::new(Pins::new(&file).expect("pins"))
+}
+
+#[tokio::test]
+async fn with_pins_only_what_was_approved_is_in_the_catalog_and_other_pins_judge_anew() {
+    let mut config = config(Transport::Http(http_config(vec![endpoint(1)])));
+    config.pins = Some(Pinning { file: "b.yaml".into(), pins: pins(&[r#"{"name":"a"}"#, r#"{"name":"b"}"#]) });
+    let backend = new(config).expect("good");
+    let state = |backend: &Arc<dyn Backend>| {
+        let catalog = backend.catalog();
+        let mut tools: Vec<_> = catalog.tools.values().map(|decl| (decl.name.to_string(), decl.effect)).collect();
+        let mut held: Vec<_> = catalog.quarantined.iter().map(|(name, held)| (name.to_string(), held.why)).collect();
+        tools.sort();
+        held.sort_by(|left, right| left.0.cmp(&right.0));
+        (tools, held)
+    };
+    let (named, read) = (str::to_owned, |name: &str| (name.to_owned(), Effect::Read));
+    let list = entries(r#"[{"name":"a"},{"name":"b","title":"x"},{"name":"c"}]"#);
+    backend.learn(&list);
+    assert_eq!(state(&backend), (vec![read("a")], vec![(named("b"), Why::Changed), (named("c"), Why::New)]));
+    let known = backend.catalog();
+    backend.learn(&list);
+    assert!(Arc::ptr_eq(&known, &backend.catalog()), "what is in quarantine already is not judged again");
+    let [a, b, _] = &list[..] else { panic!("three") };
+    assert!(known.offers(a) && !known.offers(b));
+    // It changed while it was offered, and the other one is approved as it is now.
+    backend.learn(&entries(r#"[{"name":"a","description":"worse"}]"#));
+    assert!(state(&backend).0.is_empty());
+    backend.pin(Some(pins(&[r#"{"name":"a"}"#, r#"{"title":"x","name":"b"}"#])));
+    assert_eq!(state(&backend), (vec![read("b")], vec![(named("a"), Why::Changed), (named("c"), Why::New)]));
+    backend.pin(None);
+    assert_eq!(state(&backend).0.len(), 3, "without pins all are offered");
+    assert_eq!(state(&backend).0[0].1, Effect::Destroy, "and nobody classified them");
+    // Doubt is asked about only where it matters.
+    backend.doubt();
+    assert!(!backend.in_doubt());
+    backend.pin(Some(pins(&[])));
+    assert!(backend.in_doubt() && state(&backend).0.is_empty());
 }
 
 #[tokio::test]
