@@ -32,11 +32,11 @@ mod pins;
 mod program;
 /// Proofs beyond the token: DPoP, certificates.
 mod proof;
-/// A real OpenID provider that exchanges tokens, hangs, goes away and comes back with other keys.
-mod provider;
 /// What no request can do: policies put to a real solver.
 #[cfg(feature = "prove")]
 mod prove;
+/// A real OpenID provider that exchanges tokens, hangs, goes away and comes back with other keys.
+mod provider;
 /// Judges what the gateway writes by the protocol's own schemas.
 mod referee;
 /// Every revision on both sides, and every kind of message.
