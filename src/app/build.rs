@@ -122,8 +122,8 @@ fn tls_files(digest: &mut ring::digest::Context, tls: &remote::ClientTls) {
 
 /// What policies may name: every backend, with its tools where they are known before it is asked.
 pub fn known(config: &Config) -> Known {
-    // No backend of this version is known before it is asked.
-    Known::new(config.backends.iter().map(|backend| (backend.name.clone(), None)))
+    let pinned = |backend: &remote::Config| backend.pins.as_ref().map(|pinning| pinning.pins.declarations().to_vec());
+    Known::new(config.backends.iter().map(|backend| (backend.name.clone(), pinned(backend))))
 }
 
 /// Would these rooms do? For `check`: nothing is bound, nothing is connected to. Gives what the operator should know.

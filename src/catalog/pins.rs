@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+use super::Decl;
 use super::Effect;
 use super::check::Check;
 use super::pin::Definition;
@@ -49,6 +50,7 @@ pub struct Pinned {
 #[derive(Default)]
 pub struct Pins {
     tools: HashMap<Box<str>, Pinned>,
+    declared: Vec<Arc<Decl>>,
 }
 
 impl fmt::Debug for Pins {
@@ -70,7 +72,14 @@ impl Pins {
                 Err(what) => faults.push(Fault { line: pin.line, what: format!("tool `{name}`: {what}") }),
             }
         }
-        if faults.is_empty() { Ok(Pins { tools }) } else { Err(faults) }
+        let backend: Arc<str> = file.backend.as_str().into();
+        let declared = file.tools.values().filter_map(|pin| pin.declaration(&backend)).map(Arc::new).collect();
+        if faults.is_empty() { Ok(Pins { tools, declared }) } else { Err(faults) }
+    }
+
+    /// All that are in the file, approved or not: what policies may be written about.
+    pub fn declarations(&self) -> &[Arc<Decl>] {
+        &self.declared
     }
 
     /// Is this list entry, byte for byte but for spelling, what was reviewed and approved?

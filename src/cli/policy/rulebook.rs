@@ -5,11 +5,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::backend::remote;
+use crate::catalog::Decl;
 use crate::catalog::Effect;
 use crate::catalog::Hints;
 use crate::catalog::Mode;
+use crate::catalog::pins::Pinning;
 use crate::config;
 use crate::policy;
+use crate::policy::Known;
 use crate::policy::Place;
 use crate::policy::Policy;
 use crate::route::Route;
@@ -48,7 +51,7 @@ impl Rulebook {
         let config = &loaded.config;
         let sources = config.policy.sources.iter().map(|(name, text)| (tidy(name), text.clone())).collect();
         Ok(Rulebook {
-            policy: build(&policy::Config { sources, ..config.policy.clone() })?,
+            policy: build(&policy::Config { sources, ..config.policy.clone() }, &crate::app::known(config))?,
             mode: config.policy.mode,
             backends: config.backends.clone(),
             routes: config.routes.routes.clone(),
@@ -64,7 +67,7 @@ impl Rulebook {
     ) -> Result<Rulebook, String> {
         let sources = config::cedar(paths, beside).map_err(|errors| errors.to_string())?;
         let sources = sources.into_iter().map(|(name, text)| (tidy(&name), text)).collect();
-        let policy = build(&policy::Config { mode, grants, sources })?;
+        let policy = build(&policy::Config { mode, grants, sources }, &Known::default())?;
         Ok(Rulebook { policy, mode, backends: Vec::new(), routes: Vec::new() })
     }
 
@@ -78,7 +81,10 @@ impl Rulebook {
 
     /// The effect that the configuration gives a tool, hints of its server aside: these can raise it.
     pub(super) fn effect(&self, backend: &str, tool: &str) -> Option<Effect> {
-        self.backend(backend).map(|backend| backend.effects.classify(tool, Hints::default()))
+        self.backend(backend).map(|backend| match backend.pins.as_ref() {
+            Some(pinning) => pinned(pinning, tool).map_or(Effect::Destroy, |decl| decl.effect),
+            None => backend.effects.classify(tool, Hints::default()),
+        })
     }
 
     /// The highest ceiling under which anybody can reach the backend.
@@ -116,8 +122,12 @@ impl Rulebook {
     }
 }
 
-fn build(config: &policy::Config) -> Result<Policy, String> {
-    Policy::new(config).map_err(|errors| {
+fn pinned<'p>(pinning: &'p Pinning, tool: &str) -> Option<&'p Arc<Decl>> {
+    pinning.pins.declarations().iter().find(|decl| *decl.name == *tool)
+}
+
+fn build(config: &policy::Config, known: &Known) -> Result<Policy, String> {
+    Policy::over(config, known).map_err(|errors| {
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
         format!("the policies are not valid:\n{}", errors.join("\n"))
     })

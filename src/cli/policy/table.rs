@@ -134,6 +134,12 @@ impl Things {
     pub(super) fn of(&mut self, rules: &Rulebook) {
         for backend in rules.backends() {
             self.named.insert((backend.name.to_string(), false, String::new()), None);
+            if let Some(pinning) = &backend.pins {
+                for decl in pinning.pins.declarations() {
+                    self.named.entry((backend.name.to_string(), true, decl.name.to_string())).or_default();
+                }
+                continue;
+            }
             for rule in &backend.effects.rules {
                 let pattern = rule.tools.glob().glob();
                 match names(pattern) {
