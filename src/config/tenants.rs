@@ -177,3 +177,104 @@ fn is_listed(entra: &Entra) -> bool {
 fn everybody(entra: &Entra, audience: &str) -> String {
     format!("{}\n*\n{audience}", entra.place_of_logins())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::Value;
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::Options;
+    use crate::config::parse;
+
+    /// What is wrong with these tenants behind a gateway with one issuer, all written in its file.
+    fn wrong(tenants: Value) -> String {
+        let file = json!({
+            "listeners": [{ "address": "127.0.0.1:0" }],
+            "public_url": "https://gw.example",
+            "identity": [{ "oidc": { "issuer": "https://idp.example", "audience": "gw" } }],
+            "grants": [{ "allow": ["read"] }],
+            "backends": { "files": { "http": { "url": "http://127.0.0.1:1/mcp" } } },
+            "routes": [{ "path": "/mcp", "backends": ["files"] }],
+            "audit": { "stdout": true },
+            "tenants": tenants,
+        });
+        let options = Options { check_files: false, ..Options::default() };
+        parse(&file.to_string(), Path::new("w.yaml"), options).map_or_else(|errors| errors.to_string(), |_| String::new())
+    }
+
+    fn oidc(issuer: &str, audience: &str) -> Value {
+        json!([{ "oidc": { "issuer": issuer, "audience": audience } }])
+    }
+
+    #[test]
+    fn tenants_that_would_take_each_others_callers_are_refused() {
+        let own = |issuer: &str, audience: &str| json!({ "path": format!("/t/{audience}"), "identity": oidc(issuer, audience) });
+        let (a, mut same) = (own("https://a.example", "x"), own("https://a.example", "x"));
+        same["path"] = json!("/t/other");
+        let mut said = same.clone();
+        said["claim"] = json!("two");
+        let mut also = a.clone();
+        also["claim"] = json!("one");
+        let common = |path: &str| json!({ "path": path, "identity": oidc("https://idp.example", "gw") });
+        for (tenants, word) in [
+            (json!({ "a": {}, "b": {} }), ""),
+            (json!({ "a": {}, "b": { "claim": "a" } }), "callers of tenant `a` are those of tenant `a`"),
+            (json!({ "a": { "host": "h.example" }, "b": { "host": "H.example" } }), "the host `h.example`"),
+            (json!({ "a": { "path": "/t" }, "b": { "path": "/t" } }), "the path `/t`"),
+            (json!({ "a": { "path": "/t" }, "b": { "path": "/t/b" } }), ""),
+            (json!({ "a": a, "b": own("https://a.example", "y") }), ""),
+            (json!({ "a": a, "b": same }), "trusts the same issuer"),
+            (json!({ "a": a, "b": said }), "trusts the same issuer"),
+            (json!({ "a": also, "b": said }), ""),
+            (json!({ "a": common("/t/a") }), "the gateway trusts the same issuer"),
+            (json!({ "a": { "path": "/t/a", "claim": "a", "identity": oidc("https://idp.example", "gw") } }), ""),
+            (
+                json!({ "a": {}, "b": { "path": "/t/b", "claim": "a", "identity": oidc("https://idp.example", "gw") } }),
+                "callers of tenant `a`",
+            ),
+        ] {
+            let said = wrong(tenants.clone());
+            assert_eq!(said.is_empty(), word.is_empty(), "{tenants}: {said}");
+            assert!(said.contains(word), "{tenants}: {said}");
+        }
+    }
+
+    #[test]
+    fn everybody_of_entra_is_one_of_a_list_too() {
+        let entra = |tenants: Value| json!([{ "entra": { "tenants": tenants, "audience": "api://gw" } }]);
+        let id = "5f0f1a52-0000-4000-8000-000000000001";
+        let other = "5f0f1a52-0000-4000-8000-000000000002";
+        let tenant = |path: &str, tenants: Value| json!({ "path": path, "identity": entra(tenants) });
+        let listed = tenant("/a", json!([id]));
+        assert_eq!(wrong(json!({ "a": listed, "b": tenant("/b", json!([other])) })), "");
+        assert!(wrong(json!({ "a": listed, "b": tenant("/b", json!([id])) })).contains("trusts the same"));
+        assert!(wrong(json!({ "a": listed, "b": tenant("/b", json!("organizations")) })).contains("trusts the same"));
+    }
+
+    #[test]
+    fn the_one_in_force_keeps_what_a_new_one_claims() {
+        let tenant = |name: &str, path: &str| {
+            Arc::new(Tenant {
+                name: name.into(),
+                file: Some(format!("{name}.yaml").into()),
+                rule: crate::gateway::Rule { path: Some(path.into()), ..Default::default() },
+                identity: None,
+                mode: None,
+                policy: None,
+                limits: None,
+                backends: Vec::new(),
+                routes: None,
+            })
+        };
+        let all = [tenant("aaa", "/t"), tenant("contoso", "/t")];
+        let names = |tenants: Vec<Arc<Tenant>>| tenants.iter().map(|one| one.name.to_string()).collect::<Vec<_>>();
+        let config = Config::default();
+        assert_eq!(names(settle(&config, &all, |_| false).0), ["aaa"]);
+        let (together, refused) = settle(&config, &all, |name| name == "contoso");
+        assert_eq!(names(together), ["contoso"]);
+        assert_eq!(refused[0].problems[0].to_string(), "aaa.yaml: the path `/t` is that of tenant `contoso`");
+    }
+}

@@ -21,7 +21,6 @@ use crate::config::book::Book;
 use crate::config::book::Key;
 use crate::config::file;
 use crate::config::read;
-use crate::config::scalar::Strings;
 use crate::config::scalar::short;
 use crate::config::yaml;
 use crate::gateway::Certificate;
@@ -228,7 +227,7 @@ fn rule(book: &mut Book<'_>, key: &Key, written: &file::Tenant, gateway: &Config
         if count == 1 { key.at(name) } else { key.at(name).index(index) }
     };
     for (name, texts) in [("host", &written.host), ("entra_tenant", &written.entra_tenant), ("claim", &written.claim)] {
-        let texts = texts.as_ref().map_or(&[][..], |Strings(texts)| texts);
+        let texts: &[String] = texts.as_ref().map(|texts| texts.0.as_slice()).unwrap_or_default();
         if texts.is_empty() && book.has(&key.at(name)) {
             book.missing(&key.at(name), "is empty");
         }
