@@ -101,13 +101,7 @@ pub struct Head {
 
 impl Gateway {
     pub fn new(house: Arc<House>, audit: Arc<Audit>, metrics: Arc<Metrics>) -> Gateway {
-        Gateway {
-            house: Arc::new(ArcSwap::new(house)),
-            audit,
-            metrics,
-            lobby: Arc::default(),
-            berths: Arc::default(),
-        }
+        Gateway { house: Arc::new(ArcSwap::new(house)), audit, metrics, lobby: Arc::default(), berths: Arc::default() }
     }
 
     /// The configuration in force. A request takes it once, so it sees one configuration from end to end.

@@ -92,7 +92,8 @@ pub(super) async fn house(
 
 /// Fetches the keys of issuers that only tenants have, one after the other: nobody waits for them.
 pub(super) fn warm_new(old: Option<&Arc<House>>, new: &Arc<House>) {
-    let known: HashSet<*const Identity> = old.iter().flat_map(|old| old.houses()).map(|house| Arc::as_ptr(&house.identity)).collect();
+    let known: HashSet<*const Identity> =
+        old.iter().flat_map(|old| old.houses()).map(|house| Arc::as_ptr(&house.identity)).collect();
     let own = new.tenants.iter().filter(|house| house.tenant.as_ref().is_some_and(|tenant| tenant.own_identity));
     let new: Vec<Arc<Identity>> =
         own.map(|house| house.identity.clone()).filter(|identity| !known.contains(&Arc::as_ptr(identity))).collect();

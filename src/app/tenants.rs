@@ -292,7 +292,8 @@ fn routes_of(tenant: &config::Tenant, gateway: &route::Config) -> route::Config 
                 Some(only) => own && only == host,
                 None => true,
             };
-            let at_host = |host| written.clone().filter(move |route| fits(route, host)).map(move |route| at(route, Some(host)));
+            let at_host =
+                |host| written.clone().filter(move |route| fits(route, host)).map(move |route| at(route, Some(host)));
             rule.hosts.iter().flat_map(at_host).collect()
         }
     };
@@ -331,7 +332,10 @@ pub(super) fn try_tenants(config: &Config, gateway: &Policy) -> Vec<String> {
     problems.extend(clashing.iter().flat_map(|refused| &refused.problems).map(ToString::to_string));
     for tenant in together {
         let mut complain = |what: String| {
-            let place = tenant.file.as_deref().map_or_else(|| format!("tenants.{}", tenant.name), |file| file.display().to_string());
+            let place = tenant
+                .file
+                .as_deref()
+                .map_or_else(|| format!("tenants.{}", tenant.name), |file| file.display().to_string());
             problems.push(format!("{place}: {what}"));
         };
         if let Some(Err(errors)) = tenant.policy.as_ref().map(|policy| gateway.within(policy)) {
@@ -340,7 +344,10 @@ pub(super) fn try_tenants(config: &Config, gateway: &Policy) -> Vec<String> {
         if let Some(Err(error)) = tenant.identity.clone().map(Identity::new) {
             complain(error.to_string());
         }
-        let sources = tenant.backends.iter().map(|one: &remote::Config| crate::credentials::Source::new(&one.name, &one.credential));
+        let sources = tenant
+            .backends
+            .iter()
+            .map(|one: &remote::Config| crate::credentials::Source::new(&one.name, &one.credential));
         sources.filter_map(Result::err).for_each(|error| complain(error.to_string()));
     }
     problems

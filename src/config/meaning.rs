@@ -69,7 +69,19 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
         admission,
         shutdown_grace: file.shutdown_grace.map_or(edge::SHUTDOWN_GRACE, |span| span.0),
     };
-    let mut config = Config { server, public_url, identity, policy, limits, backends, routes, audit, sessions, log, ..Config::default() };
+    let mut config = Config {
+        server,
+        public_url,
+        identity,
+        policy,
+        limits,
+        backends,
+        routes,
+        audit,
+        sessions,
+        log,
+        ..Config::default()
+    };
     if let Some(written) = file.tenants {
         let meant = tenant::tenants(book, &root, written, &config);
         book.warned(meant.warnings);

@@ -118,7 +118,8 @@ struct Trust {
 
 impl Trust {
     fn of<'a>(config: &'a Config, tenants: impl Iterator<Item = &'a identity::Config>) -> Trust {
-        let open = tenants.chain([&config.identity]).flat_map(|identity| &identity.entra).filter(|entra| !is_listed(entra));
+        let open =
+            tenants.chain([&config.identity]).flat_map(|identity| &identity.entra).filter(|entra| !is_listed(entra));
         let open = open.flat_map(|entra| entra.audiences.iter().map(|audience| everybody(entra, audience)));
         let mut trust = Trust { everybodys: open.collect(), common: Vec::new() };
         trust.common = trust.kinds(&config.identity);
@@ -202,7 +203,8 @@ mod tests {
             "tenants": tenants,
         });
         let options = Options { check_files: false, ..Options::default() };
-        parse(&file.to_string(), Path::new("w.yaml"), options).map_or_else(|errors| errors.to_string(), |_| String::new())
+        parse(&file.to_string(), Path::new("w.yaml"), options)
+            .map_or_else(|errors| errors.to_string(), |_| String::new())
     }
 
     fn oidc(issuer: &str, audience: &str) -> Value {

@@ -186,7 +186,8 @@ impl Sealer {
     /// As [`Sealer::configured`].
     pub fn kept(sessions: &Sessions, before: Option<&Arc<Sealer>>) -> Result<Arc<Sealer>, ring::error::Unspecified> {
         let new = Sealer::configured(sessions, before.map(AsRef::as_ref))?;
-        let same = before.filter(|before| before.keys == new.keys && before.lifetime == new.lifetime && before.own == new.own);
+        let same =
+            before.filter(|before| before.keys == new.keys && before.lifetime == new.lifetime && before.own == new.own);
         Ok(same.cloned().unwrap_or_else(|| Arc::new(new)))
     }
 

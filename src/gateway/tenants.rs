@@ -120,7 +120,8 @@ impl Tenants {
                 if !rule.certificates.is_empty() {
                     tenants.by_certificate.push(index);
                 }
-                let new = house.routes.routes.iter().filter(|route| seen.insert((route.path.clone(), route.host.clone())));
+                let new =
+                    house.routes.routes.iter().filter(|route| seen.insert((route.path.clone(), route.host.clone())));
                 tenants.entries.routes.extend(new.cloned());
             }
             if tenant.known_to_gateway {
@@ -165,9 +166,11 @@ impl Tenants {
 
     /// The tenant that a certificate alone leads to. Two of them are none: it is not certain whose it is.
     fn showing(&self, certificate: &ClientCertificate) -> Option<&Arc<House>> {
-        let mut found = self.by_certificate.iter().filter_map(|index| self.all.get(*index)).filter(|house| {
-            house.tenant.as_ref().is_some_and(|tenant| tenant.rule.shows(Some(certificate)))
-        });
+        let mut found = self
+            .by_certificate
+            .iter()
+            .filter_map(|index| self.all.get(*index))
+            .filter(|house| house.tenant.as_ref().is_some_and(|tenant| tenant.rule.shows(Some(certificate))));
         found.next().filter(|_| found.next().is_none())
     }
 
@@ -238,9 +241,7 @@ impl House {
             return Ok((place, principal));
         };
         match &house.tenant {
-            Some(tenant) if !tenant.rule.has_place() => {
-                Ok((house.clone(), Arc::new(principal.at_home(&tenant.name))))
-            }
+            Some(tenant) if !tenant.rule.has_place() => Ok((house.clone(), Arc::new(principal.at_home(&tenant.name)))),
             // It has an address of its own, or a certificate: this is not it.
             _ => Err(place.identity.stranger(request)),
         }

@@ -328,11 +328,7 @@ impl Member {
 
 impl Directory {
     /// Keys that `previous` fetched from the same places are carried over.
-    pub(super) fn new(
-        config: Entra,
-        previous: &[Directory],
-        shared: &mut Shared,
-    ) -> Result<Directory, StartError> {
+    pub(super) fn new(config: Entra, previous: &[Directory], shared: &mut Shared) -> Result<Directory, StartError> {
         let fail = |reason: &str| StartError::Issuer { issuer: config.login().to_owned(), reason: reason.to_owned() };
         if config.audiences.is_empty() {
             return Err(fail("has no audience, so no token could be for us"));

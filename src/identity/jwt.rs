@@ -156,7 +156,11 @@ impl Trust {
 
     /// What a token is told that is from nobody we know.
     pub(super) fn stranger(&self) -> Error {
-        if self.issuers.is_empty() && self.directories.is_empty() { Error::invalid(NO_TOKENS) } else { self.unaccepted() }
+        if self.issuers.is_empty() && self.directories.is_empty() {
+            Error::invalid(NO_TOKENS)
+        } else {
+            self.unaccepted()
+        }
     }
 
     fn unaccepted(&self) -> Error {

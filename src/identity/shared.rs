@@ -45,11 +45,8 @@ impl Shared {
 
     /// What this identity has, for others beside it.
     pub fn with(first: &Identity) -> Shared {
-        let mut shared = Shared {
-            tokens: first.tokens.clone(),
-            named: first.named.clone(),
-            ..Shared::new(Some(first))
-        };
+        let mut shared =
+            Shared { tokens: first.tokens.clone(), named: first.named.clone(), ..Shared::new(Some(first)) };
         shared.learn(first);
         shared
     }

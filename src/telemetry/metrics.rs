@@ -178,7 +178,9 @@ impl Metrics {
     pub fn forget_tenant(&self, tenant: &str) {
         for family in self.tenant_requests.collect() {
             for metric in family.get_metric() {
-                let label = |name: &str| metric.get_label().iter().find(|label| label.name() == name).map(|label| label.value());
+                let label = |name: &str| {
+                    metric.get_label().iter().find(|label| label.name() == name).map(|label| label.value())
+                };
                 if let (Some(of), Some(outcome)) = (label("tenant"), label("outcome"))
                     && of == tenant
                 {

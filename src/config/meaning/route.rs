@@ -96,13 +96,7 @@ pub(super) fn check_path(book: &mut Book<'_>, key: &Key, path: &str) {
 
 type Reached = (Vec<Arc<str>>, Option<Arc<Names>>);
 
-fn destinations(
-    book: &mut Book<'_>,
-    key: &Key,
-    root: &Key,
-    route: file::Route,
-    known: &[Arc<str>],
-) -> Option<Reached> {
+fn destinations(book: &mut Book<'_>, key: &Key, root: &Key, route: file::Route, known: &[Arc<str>]) -> Option<Reached> {
     let written = book.require(key, "backends", route.backends, "backends: [files]")?.0;
     let list = key.at("backends");
     if written.is_empty() {

@@ -178,8 +178,7 @@ fn tenant(
     credential::check_forwarded(book, key, &backends, verified);
     credential::check_tenants(book, key, &backends, verified);
     let own: Vec<Arc<str>> = backends.iter().map(|backend| backend.name.clone()).collect();
-    let known: Vec<Arc<str>> =
-        own.iter().chain(theirs.iter().filter(|name| !own.contains(name))).cloned().collect();
+    let known: Vec<Arc<str>> = own.iter().chain(theirs.iter().filter(|name| !own.contains(name))).cloned().collect();
     let routes = written.routes.map(|routes| route::routes(book, key, Some(routes), &known, &own));
     if routes.is_none() && gateway.routes.routes.is_empty() {
         book.missing(&key.at("routes"), "has no `routes`, and neither has the gateway");
@@ -251,7 +250,8 @@ fn rule(book: &mut Book<'_>, key: &Key, written: &file::Tenant, gateway: &Config
     if let Some(path) = &written.path {
         let at = key.at("path");
         route::check_path(book, &at, path);
-        let inside = |route: &str| route == path || route.strip_prefix(path.as_str()).is_some_and(|r| r.starts_with('/'));
+        let inside =
+            |route: &str| route == path || route.strip_prefix(path.as_str()).is_some_and(|r| r.starts_with('/'));
         if let Some(route) = gateway.routes.routes.iter().find(|route| inside(&route.path)) {
             book.error(&at, format!("the gateway has a route of its own there: `{}`", short(&route.path)));
         }
@@ -262,7 +262,11 @@ fn rule(book: &mut Book<'_>, key: &Key, written: &file::Tenant, gateway: &Config
         rule.certificates.extend(certificate(book, &key, written));
     }
     let asked = gateway.identity.proxy.is_some()
-        || gateway.server.listeners.iter().any(|one| one.tls.as_ref().is_some_and(|tls| tls.client_auth != ClientAuth::None));
+        || gateway
+            .server
+            .listeners
+            .iter()
+            .any(|one| one.tls.as_ref().is_some_and(|tls| tls.client_auth != ClientAuth::None));
     if !rule.certificates.is_empty() && !asked {
         let why = "no listener asks for client certificates: give one `tls: { client_ca: …, client_auth: optional }`";
         book.error(&key.at("certificate"), why);
@@ -289,7 +293,10 @@ fn certificate(book: &mut Book<'_>, key: &Key, written: &file::TenantCertificate
     let holder = given.next();
     if given.next().is_some() || (holder.is_none() && written.issuer.is_none()) {
         if !book.touched(key) {
-            book.error(key, "needs one of `spiffe`, `uri`, `dns`, `email`, `fingerprint` and `subject`, `issuer`, or both");
+            book.error(
+                key,
+                "needs one of `spiffe`, `uri`, `dns`, `email`, `fingerprint` and `subject`, `issuer`, or both",
+            );
         }
         return None;
     }
@@ -304,7 +311,10 @@ fn certificate(book: &mut Book<'_>, key: &Key, written: &file::TenantCertificate
         Some(text) => {
             let issuer = Subject::new(text);
             if issuer.is_none() {
-                book.error(&key.at("issuer"), format!("`{}` is not a name such as `CN=Contoso CA,O=Contoso` (RFC 4514)", short(text)));
+                book.error(
+                    &key.at("issuer"),
+                    format!("`{}` is not a name such as `CN=Contoso CA,O=Contoso` (RFC 4514)", short(text)),
+                );
             }
             Some(issuer?)
         }
@@ -325,13 +335,20 @@ fn own(
     let public = gateway.public_url.is_some();
     let mut meant = identity::identity(book, key, Some(ways), &gateway.server.listeners, public);
     if !rule.has_place() {
-        let why = "needs `host`, `path` or `certificate`: before a caller is verified it must be known by whose issuers";
+        let why =
+            "needs `host`, `path` or `certificate`: before a caller is verified it must be known by whose issuers";
         book.error(&at, why);
     }
     for (there, what) in [
-        (meant.proxy.take().is_some(), "a `proxy` stands in front of the whole gateway: it belongs to the gateway's `identity`"),
+        (
+            meant.proxy.take().is_some(),
+            "a `proxy` stands in front of the whole gateway: it belongs to the gateway's `identity`",
+        ),
         (meant.anonymous.take().is_some(), "`anonymous` callers belong to nobody: a tenant has none"),
-        (!meant.logins.is_empty(), "a `login` stands at the gateway's own address: it belongs to the gateway's `identity`"),
+        (
+            !meant.logins.is_empty(),
+            "a `login` stands at the gateway's own address: it belongs to the gateway's `identity`",
+        ),
     ] {
         if there {
             book.error(&at, what);
