@@ -78,7 +78,9 @@ pub fn settle(
         clashes.dedup();
         if clashes.is_empty() {
             let name: Arc<str> = format!("tenant `{}`", tenant.name).into();
-            wanted.into_iter().chain(shared).for_each(|mark| drop(taken.entry(mark).or_insert_with(|| name.clone())));
+            for mark in wanted.into_iter().chain(shared) {
+                taken.entry(mark).or_insert_with(|| name.clone());
+            }
             together.push(tenant.clone());
         } else {
             let problems = clashes.into_iter().map(|message| problem(tenant, message)).collect();
