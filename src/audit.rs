@@ -89,7 +89,10 @@ pub struct Record {
     pub issuer: Option<String>,
     pub actor: Option<String>,
     pub client: Option<String>,
+    /// The configured tenant, else what the credential says.
     pub tenant: Option<String>,
+    /// The configured tenant: for metrics, whose labels no credential may choose.
+    pub home: Option<Arc<str>>,
     /// The caller is a guest in the tenant.
     pub guest: bool,
     /// The token left groups out: what is decided by groups was decided against the caller.

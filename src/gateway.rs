@@ -22,7 +22,9 @@ mod rejection;
 mod seal;
 mod stream;
 mod tasks;
+mod tenants;
 
+use std::collections::HashSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
@@ -35,9 +37,9 @@ use http::HeaderValue;
 use http::header::ALLOW;
 use http::header::RETRY_AFTER;
 use http::header::WWW_AUTHENTICATE;
-use tokio::sync::watch;
 
 pub use house::House;
+pub use house::Life;
 pub use house::Member;
 pub use list::Lists;
 pub use rejection::Facts;
@@ -48,6 +50,11 @@ pub use seal::KeyError;
 pub use seal::Purpose;
 pub use seal::Sealer;
 pub use seal::Sessions;
+pub use tenants::Certificate;
+pub use tenants::Rule;
+pub use tenants::Tenant;
+pub use tenants::Tenants;
+pub use tenants::Trouble;
 
 use crate::audit::Audit;
 use crate::exchange::Peer;
@@ -70,8 +77,6 @@ use prepare::Asked;
 #[derive(Clone)]
 pub struct Gateway {
     house: Arc<ArcSwap<House>>,
-    /// Which house it is by now. Open-ended streams end when it changes, to be judged anew.
-    reloads: watch::Sender<u64>,
     audit: Arc<Audit>,
     metrics: Arc<Metrics>,
     /// What legacy sessions with modern backends are in the middle of.
@@ -96,14 +101,7 @@ pub struct Head {
 
 impl Gateway {
     pub fn new(house: Arc<House>, audit: Arc<Audit>, metrics: Arc<Metrics>) -> Gateway {
-        Gateway {
-            house: Arc::new(ArcSwap::new(house)),
-            reloads: watch::Sender::new(0),
-            audit,
-            metrics,
-            lobby: Arc::default(),
-            berths: Arc::default(),
-        }
+        Gateway { house: Arc::new(ArcSwap::new(house)), audit, metrics, lobby: Arc::default(), berths: Arc::default() }
     }
 
     /// The configuration in force. A request takes it once, so it sees one configuration from end to end.
@@ -111,25 +109,26 @@ impl Gateway {
         self.house.load_full()
     }
 
-    /// Puts a new configuration in force and returns the old one.
+    /// Puts a new configuration in force and returns the old one. A tenant's house that is in both lives on.
     pub fn swap(&self, house: Arc<House>) -> Arc<House> {
-        let old = self.house.swap(house);
-        self.reloads.send_modify(|count| *count += 1);
+        let old = self.house.swap(house.clone());
+        let kept: HashSet<*const House> = house.houses().map(Arc::as_ptr).collect();
+        old.houses().filter(|house| !kept.contains(&Arc::as_ptr(house))).for_each(|house| house.life.end());
         old
     }
 
     /// Total: one request, one reply, one audit record. Dropping the future (the client left) still leaves a record.
     pub async fn serve(&self, request: Request) -> Reply {
-        // Before the house: a reload in between must be seen, not missed.
-        let reloads = self.reloads.subscribe();
-        let house = self.house.load_full();
+        let whole = self.house.load_full();
         let request = Arc::new(request);
         let mut open = Open::begin(&request, &self.audit, &self.metrics);
+        let house = whole.of(&request); // the gateway's or a tenant's
+        open.at(house.name());
         if !self.audit.available() {
             return self.reject(&house, (&request.host, &request.path), open, Rejection::AuditUnavailable);
         }
         // Boxed here, before it is wrapped: each wrapping moves it, and it is large.
-        let work = AssertUnwindSafe(self.answer(&house, &request, reloads, &mut open).boxed()).catch_unwind();
+        let work = AssertUnwindSafe(self.answer(&whole, &house, &request, &mut open).boxed()).catch_unwind();
         let ended = pingora::time::timeout(request.deadline.saturating_duration_since(Instant::now()), work).await;
         match settled(ended, &open) {
             Ok(outgoing) => outgoing.into_reply(open),
@@ -139,19 +138,20 @@ impl Gateway {
 
     async fn answer(
         &self,
-        house: &Arc<House>,
+        whole: &House,
+        place: &Arc<House>,
         request: &Arc<Request>,
-        reloads: watch::Receiver<u64>,
         open: &mut Open,
     ) -> Result<Outgoing, Rejection> {
-        let (route, entry) = house.routes.resolve(&request.host, &request.path).ok_or(Rejection::NotFound)?;
-        let route = route.clone();
-        open.on(&route);
+        let (route, entry) = place.resolve(&request.host, &request.path).ok_or(Rejection::NotFound)?;
+        open.on(route);
         if let Entry::Messages(_) = entry {
             open.path(route.messages_path(""));
         }
-        let principal = house.identity.verify(request).await?; // 401 here, and only here
+        let (house, principal) = whole.receive(place.clone(), request).await?; // 401 here, and only here
         open.who(&principal);
+        let (route, entry) = house.routes.resolve(&request.host, &request.path).ok_or(Rejection::NotFound)?;
+        let (route, reloads) = (route.clone(), house.life.watch());
         let errand = Errand { house: house.clone(), route, reloads, principal, request: request.clone(), slot: None };
         match entry {
             Entry::Endpoint => {}

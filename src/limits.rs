@@ -218,7 +218,7 @@ impl<C: Clock + Clone> Limits<C> {
     pub fn acquire_for(&self, principal: &Principal, permit: &Permit) -> Result<Slot, Limited> {
         let decl = &permit.call().decl;
         let tool = (decl.kind == Kind::Tool).then_some(&*decl.name);
-        let tenant = principal.tenant.as_deref();
+        let tenant = principal.tenant_name();
         let slot = self.acquire(principal.key(), tenant, &decl.backend, tool)?;
         if is_open_ended(&permit.call().operation) { self.hold_stream(slot, principal.key(), tenant) } else { Ok(slot) }
     }
@@ -228,7 +228,7 @@ impl<C: Clock + Clone> Limits<C> {
     /// # Errors
     /// The limit that says no.
     pub fn acquire_stream(&self, principal: &Principal, backend: &str) -> Result<Slot, Limited> {
-        let tenant = principal.tenant.as_deref();
+        let tenant = principal.tenant_name();
         let slot = self.acquire(principal.key(), tenant, backend, None)?;
         self.hold_stream(slot, principal.key(), tenant)
     }

@@ -38,8 +38,10 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use self::engine::Engine;
+use self::engine::Memory;
 use self::engine::Verdict;
 use self::grants::Lowered;
+use self::load::Inherited;
 use self::load::Loaded;
 use crate::catalog::Action;
 use crate::catalog::Call;
@@ -213,6 +215,8 @@ pub struct Listed {
 /// The judgement as configured. Immutable: a reload makes a new one, with nothing remembered.
 pub struct Policy {
     engine: Engine,
+    /// The `forbid` policies among the sources: they hold for tenants, too.
+    forbids: Inherited,
     lowered: Lowered,
     notes: Vec<String>,
 }
@@ -223,19 +227,32 @@ impl Policy {
     /// # Errors
     /// Everything that is wrong, at once.
     pub fn new(config: &Config) -> Result<Policy, Vec<Error>> {
+        Policy::build(config, Loaded::default(), Arc::default())
+    }
+
+    /// The judgement of a tenant with grants or policies of its own: those, and what the gateway's `forbid`. What was
+    /// answered before is remembered within the same bounds, and never for each other.
+    ///
+    /// # Errors
+    /// Everything that is wrong, at once.
+    pub fn within(&self, config: &Config) -> Result<Policy, Vec<Error>> {
+        Policy::build(config, Loaded::with(&self.forbids), self.engine.memory())
+    }
+
+    fn build(config: &Config, mut loaded: Loaded, memory: Arc<Memory>) -> Result<Policy, Vec<Error>> {
         let mut errors = Vec::new();
         let lowered = grants::lower(&config.grants, &mut errors);
-        let mut loaded = Loaded::default();
         loaded.grants(&lowered, &mut errors);
         for (file, text) in &config.sources {
             loaded.source(file, text, &mut errors);
         }
+        let forbids = loaded.forbids();
         let Loaded { policies, reads_args, notes, .. } = loaded;
         let wrong = |what: String| Error::Set { what };
         let groupless = groupless::taken_against(&policies).and_then(|policies| policies.map(set_of).transpose());
         match (set_of(policies), groupless) {
             (Ok(policies), Ok(groupless)) if errors.is_empty() => {
-                Ok(Policy { engine: Engine::new(policies, groupless, reads_args), lowered, notes })
+                Ok(Policy { engine: Engine::new(policies, groupless, reads_args, memory), forbids, lowered, notes })
             }
             (policies, groupless) => {
                 errors.extend(policies.err().into_iter().chain(groupless.err()).map(wrong));

@@ -5,6 +5,7 @@ mod credential;
 mod identity;
 mod login;
 mod route;
+mod tenant;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -43,6 +44,10 @@ pub(super) use identity::Proxy;
 pub(super) use login::Login;
 pub(super) use route::Destination;
 pub(super) use route::Route;
+pub(super) use tenant::FOLDER;
+pub(super) use tenant::Tenant;
+pub(super) use tenant::TenantCertificate;
+pub(super) use tenant::Tenants;
 
 use super::scalar::Rate;
 use super::scalar::Reference;
@@ -69,7 +74,7 @@ pub(super) struct File {
     /// How callers prove who they are; at least one way. A bad credential is refused, it never falls through to another way.
     #[schemars(with = "Vec<Identity>")]
     pub identity: Option<Vec<Identity>>,
-    /// The ceiling over everything that is granted. It never grants; the lowest of gateway, route and backend holds.
+    /// The ceiling over everything that is granted. It never grants; the lowest of gateway, tenant, route and backend holds.
     /// Default: `read-only`.
     pub mode: Option<Mode>,
     /// Who may do what. What nobody granted is denied.
@@ -85,6 +90,9 @@ pub(super) struct File {
     /// MCP endpoints of the gateway; at least one.
     #[schemars(with = "Vec<Route>")]
     pub routes: Option<Vec<Route>>,
+    /// Tenants, by name: each with its own callers, and with backends, grants and limits of its own or the gateway's. Under
+    /// `folder`, a folder with more of them, each in a file `NAME.yaml`. Default: none.
+    pub tenants: Option<Tenants>,
     /// How the sessions of legacy clients are kept.
     pub sessions: Option<Sessions>,
     /// The listener for `/livez`, `/readyz`, `/metrics` and `/status`. Default: none.

@@ -8,6 +8,7 @@ mod login;
 mod policy;
 mod route;
 mod sessions;
+mod tenant;
 
 use std::num::NonZeroU32;
 
@@ -34,6 +35,9 @@ const CONCURRENT_MAX: u32 = 1_000_000;
 /// Everything the file means. What is wrong is in the book; then the result is not used.
 pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
     let root = Key::default();
+    if file.tenants.is_some() || book.touched(&root.at("tenants")) {
+        book.begin_gateway();
+    }
     let public = file.public_url.is_some();
     let public_url = public_url(book, &root.at("public_url"), file.public_url);
     let listeners = edge::listeners(book, &root, file.listeners);
@@ -51,7 +55,8 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
     credential::check_forwarded(book, &root, &backends, &identity);
     credential::check_tenants(book, &root, &backends, &identity);
     identity.assertions = backends.iter().any(|backend| backend.credential.needs_callers());
-    let routes = route::routes(book, &root, file.routes, &backends);
+    let names: Vec<_> = backends.iter().map(|backend| backend.name.clone()).collect();
+    let routes = route::routes(book, &root, file.routes, &names, &names);
     identity.hosts = routes.routes.iter().filter_map(|route| route.host.clone()).collect();
     let policy = policy::policy(book, &root, file.mode, file.grants, file.policies);
     let limits = file.limits.map(|limits| limits_of(book, &root.at("limits"), limits)).unwrap_or_default();
@@ -64,7 +69,28 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
         admission,
         shutdown_grace: file.shutdown_grace.map_or(edge::SHUTDOWN_GRACE, |span| span.0),
     };
-    Config { server, public_url, identity, policy, limits, backends, routes, audit, sessions, log, watched: Vec::new() }
+    let mut config = Config {
+        server,
+        public_url,
+        identity,
+        policy,
+        limits,
+        backends,
+        routes,
+        audit,
+        sessions,
+        log,
+        ..Config::default()
+    };
+    if let Some(written) = file.tenants {
+        let meant = tenant::tenants(book, &root, written, &config);
+        book.warned(meant.warnings);
+        if !config.server.admission.hosts.is_empty() {
+            config.server.admission.hosts.extend(tenant::hosts(&meant.tenants));
+        }
+        (config.tenants, config.refused) = (meant.tenants, meant.refused);
+    }
+    config
 }
 
 fn public_url(book: &mut Book<'_>, key: &Key, text: Option<String>) -> Option<Url> {

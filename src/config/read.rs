@@ -1,8 +1,8 @@
 //! Tree to `File`: every structural error, each once, in words an operator can act upon.
 
+use serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
 
-use super::file::File;
 use super::strict::ONE_KEY;
 use super::strict::Strict;
 use super::yaml::Fault;
@@ -14,9 +14,9 @@ use super::yaml::within;
 const FAULTS_MAX: usize = 100;
 
 /// What came of the tree.
-pub(super) struct Read {
+pub(super) struct Read<T> {
     /// What is left when everything wrong is taken out; `None` if there is no end to it.
-    pub(super) file: Option<File>,
+    pub(super) file: Option<T>,
     pub(super) faults: Vec<Fault>,
     /// Paths that were taken out, or that a wrong key was probably meant to be: no further complaint about these.
     pub(super) pruned: Vec<String>,
@@ -25,10 +25,10 @@ pub(super) struct Read {
 /// Serde stops at the first error: note it, take the node out, and try again until nothing is wrong any more.
 ///
 /// `refused` are paths that something was said about already.
-pub(super) fn read(root: &mut Node, refused: Vec<String>) -> Read {
+pub(super) fn read<T: DeserializeOwned>(root: &mut Node, refused: Vec<String>) -> Read<T> {
     let mut read = Read { file: None, faults: Vec::new(), pruned: refused };
     while read.faults.len() < FAULTS_MAX {
-        let error = match serde_path_to_error::deserialize::<_, File>(Strict(root)) {
+        let error = match serde_path_to_error::deserialize::<_, T>(Strict(root)) {
             Ok(file) => {
                 read.file = Some(file);
                 break;

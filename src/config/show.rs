@@ -1,6 +1,7 @@
 //! The effective configuration as YAML: every default filled in, every secret masked. What it shows can be loaded again.
 
 mod credential;
+mod tenant;
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -112,20 +113,8 @@ fn sheet(config: &Config) -> Shown {
         ("policies", unless_empty(&config.policy.sources, |(name, _)| text(name))),
         ("limits", limits(&config.limits)),
         ("backends", Shown::Map(config.backends.iter().map(|one| (one.name.to_string(), backend(one))).collect())),
-        (
-            "routes",
-            list(&config.routes.routes, |route| {
-                map([
-                    ("path", text(&route.path)),
-                    ("host", maybe(route.host.as_ref(), text)),
-                    ("backends", destinations(route)),
-                    ("separator", maybe(route.names.as_ref(), |names| text(names.separator()))),
-                    ("member_timeout", maybe(route.names.as_ref(), |names| span(names.member_timeout))),
-                    ("mode", maybe(route.mode, mode)),
-                    ("old_sse", word(route.old_sse)),
-                ])
-            }),
-        ),
+        ("routes", list(&config.routes.routes, |one| route(one))),
+        ("tenants", tenant::tenants(&config.tenants)),
         (
             "sessions",
             map([
@@ -165,6 +154,18 @@ fn sheet(config: &Config) -> Shown {
                 ),
             ]),
         ),
+    ])
+}
+
+fn route(route: &Route) -> Shown {
+    map([
+        ("path", text(&route.path)),
+        ("host", maybe(route.host.as_ref(), text)),
+        ("backends", destinations(route)),
+        ("separator", maybe(route.names.as_ref(), |names| text(names.separator()))),
+        ("member_timeout", maybe(route.names.as_ref(), |names| span(names.member_timeout))),
+        ("mode", maybe(route.mode, mode)),
+        ("old_sse", word(route.old_sse)),
     ])
 }
 
@@ -284,15 +285,19 @@ fn demand(demand: Demand) -> Shown {
     })
 }
 
-fn certificate(rule: &identity::CertificateRule) -> Shown {
-    let (name, value) = match &rule.matches {
+fn holder(matches: &CertificateMatch) -> (&'static str, Shown) {
+    match matches {
         CertificateMatch::Dns(pattern) => ("dns", text(pattern.text())),
         CertificateMatch::Email(pattern) => ("email", text(pattern.text())),
         CertificateMatch::Fingerprint(hex) => ("fingerprint", text(hex)),
         CertificateMatch::Spiffe(pattern) => ("spiffe", text(pattern.text())),
         CertificateMatch::Subject(subject) => ("subject", text(subject.text())),
         CertificateMatch::Uri(pattern) => ("uri", text(pattern.text())),
-    };
+    }
+}
+
+fn certificate(rule: &identity::CertificateRule) -> Shown {
+    let (name, value) = holder(&rule.matches);
     let words = |set: &BTreeSet<String>| if set.is_empty() { Shown::Nothing } else { list(set, text) };
     let tenant = match &rule.tenant {
         Tenant::Fixed(name) => text(name),

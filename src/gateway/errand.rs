@@ -83,7 +83,7 @@ impl Errand {
 
     /// May the caller talk to any of the route's backends? Counted like a message to one of them.
     pub(super) fn talks(&self, open: &mut Open) -> Result<(), Rejection> {
-        let (key, tenant) = (self.principal.key(), self.principal.tenant.as_deref());
+        let (key, tenant) = (self.principal.key(), self.principal.tenant_name());
         let limits = &self.house.limits;
         self.reaches(open, |permit| limits.acquire(key, tenant, &permit.call().decl.backend, None)).map(drop)
     }

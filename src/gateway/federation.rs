@@ -137,6 +137,6 @@ impl Federation {
     fn slot(&self) -> Result<Arc<Slot>, Rejection> {
         let principal = &self.errand.principal;
         let limits = &self.errand.house.limits;
-        Ok(Arc::new(limits.acquire(principal.key(), principal.tenant.as_deref(), ALL, None)?))
+        Ok(Arc::new(limits.acquire(principal.key(), principal.tenant_name(), ALL, None)?))
     }
 }

@@ -18,7 +18,7 @@ use super::StartError;
 use super::claims::Payload;
 use super::jwks::Source;
 use super::jwt::Demanded;
-use super::oidc;
+use super::shared::Shared;
 use super::strict;
 
 /// What stands for the tenant in the `issuer` of metadata and keys that several tenants share.
@@ -101,7 +101,12 @@ pub enum Tenants {
 }
 
 impl Entra {
-    fn login(&self) -> &str {
+    /// The address of the cloud, or what stands in its place: tenants of one name there are one tenant.
+    pub fn place_of_logins(&self) -> &str {
+        self.login()
+    }
+
+    pub(super) fn login(&self) -> &str {
         self.authority.as_deref().unwrap_or(self.cloud.login())
     }
 
@@ -323,11 +328,7 @@ impl Member {
 
 impl Directory {
     /// Keys that `previous` fetched from the same places are carried over.
-    pub(super) fn new(
-        config: Entra,
-        previous: &[Directory],
-        fetchers: &mut oidc::Fetchers,
-    ) -> Result<Directory, StartError> {
+    pub(super) fn new(config: Entra, previous: &[Directory], shared: &mut Shared) -> Result<Directory, StartError> {
         let fail = |reason: &str| StartError::Issuer { issuer: config.login().to_owned(), reason: reason.to_owned() };
         if config.audiences.is_empty() {
             return Err(fail("has no audience, so no token could be for us"));
@@ -341,18 +342,24 @@ impl Directory {
         for name in names {
             let known = previous.iter().filter(|old| old.config.login() == config.login());
             let known = known.flat_map(|old| &old.members).find(|member| member.name == name);
-            let source = match known {
-                Some(known) => Arc::clone(&known.source),
+            let known = known.map(|known| Arc::clone(&known.source));
+            let source = match known.or_else(|| shared.member(config.login(), &name)) {
+                Some(known) => known,
                 None => {
                     let issuer = config.issuer(&name);
                     let metadata = format!("{issuer}/.well-known/openid-configuration");
-                    let origin = fetchers.entra(&issuer, &metadata, config.named(&name))?;
+                    let origin = shared.fetchers.entra(&issuer, &metadata, config.named(&name))?;
                     Arc::new(Source::remote(&issuer, origin))
                 }
             };
             members.push(Member { name, source });
         }
         Ok(Directory { config, members })
+    }
+
+    /// Each tenant by its name, with its keys.
+    pub(super) fn named_sources(&self) -> impl Iterator<Item = (&str, &Arc<Source>)> {
+        self.members.iter().map(|member| (member.name.as_str(), &member.source))
     }
 
     pub(super) fn demanded(&self) -> Demanded {

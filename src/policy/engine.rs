@@ -6,6 +6,8 @@ use std::hash::Hash;
 use std::hash::Hasher;
 use std::hash::RandomState;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 
 use cedar_policy::Authorizer;
 use cedar_policy::Entities;
@@ -74,40 +76,66 @@ pub(super) struct Engine {
     /// What holds for a caller whose groups are not known, where that differs.
     groupless: Option<PolicySet>,
     reads_args: bool,
-    /// Whole-context-unknown verdicts by [`Engine::key`].
-    decisions: Cache<u128, Verdict>,
-    slices: Cache<(u128, Action, Kind), Arc<Slice>>,
-    /// By whether they are taken from `groupless`, and which.
-    selections: Cache<(bool, Vec<usize>), Arc<PolicySet>>,
-    /// Random per process: nobody outside can aim for a collision of two keys.
+    memory: Arc<Memory>,
+    /// Tells its entries from those of others in the same memory.
+    realm: u64,
+    /// Random per engine: nobody outside can aim for a collision of two keys, and no two engines have one in common.
     seeds: [RandomState; 2],
 }
 
+/// What was answered lately. Engines of tenants share the bounds, and no entry.
+pub(super) struct Memory {
+    /// Whole-context-unknown verdicts by [`Engine::key`].
+    decisions: Cache<u128, Verdict>,
+    slices: Cache<(u64, u128, Action, Kind), Arc<Slice>>,
+    /// By engine, whether they are taken from `groupless`, and which.
+    selections: Cache<(u64, bool, Vec<usize>), Arc<PolicySet>>,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Memory {
+            decisions: Cache::new(DECISIONS_MAX),
+            slices: Cache::new(SLICES_MAX),
+            selections: Cache::new(SELECTIONS_MAX),
+        }
+    }
+}
+
 impl Engine {
-    pub(super) fn new(policies: PolicySet, groupless: Option<PolicySet>, reads_args: bool) -> Engine {
+    pub(super) fn new(
+        policies: PolicySet,
+        groupless: Option<PolicySet>,
+        reads_args: bool,
+        memory: Arc<Memory>,
+    ) -> Engine {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
         Engine {
             authorizer: Authorizer::new(),
             policies,
             groupless,
             reads_args,
-            decisions: Cache::new(DECISIONS_MAX),
-            slices: Cache::new(SLICES_MAX),
-            selections: Cache::new(SELECTIONS_MAX),
+            memory,
+            realm: COUNT.fetch_add(1, Ordering::Relaxed),
             seeds: [RandomState::new(), RandomState::new()],
         }
+    }
+
+    pub(super) fn memory(&self) -> Arc<Memory> {
+        self.memory.clone()
     }
 
     /// The verdict with the whole context unknown, remembered.
     pub(super) fn decide(&self, principal: &Principal, action: Action, decl: &Decl, effect: Effect) -> Verdict {
         let key = self.key(principal, action, decl, effect);
-        if let Some(known) = self.decisions.get(&key) {
+        if let Some(known) = self.memory.decisions.get(&key) {
             return known;
         }
         let verdict = self
             .ask(principal, action, decl, effect, Known::Nothing)
             .as_ref()
             .map_or_else(Verdict::unjudgeable, verdict);
-        self.decisions.insert(key, verdict.clone());
+        self.memory.decisions.insert(key, verdict.clone());
         verdict
     }
 
@@ -145,6 +173,7 @@ impl Engine {
     fn key(&self, principal: &Principal, action: Action, decl: &Decl, effect: Effect) -> u128 {
         let [high, low] = self.seeds.each_ref().map(|seed| {
             let mut hasher = seed.build_hasher();
+            hasher.write_u64(self.realm);
             hasher.write_u128(principal.authority());
             (action, decl.kind, effect, &decl.backend, &decl.name).hash(&mut hasher);
             u128::from(hasher.finish())
@@ -193,8 +222,8 @@ impl Engine {
     /// Leaves out the policies that are false for this principal and action whatever the resource and the context: most
     /// grants are for others, and a list asks the same a thousand times.
     fn slice(&self, principal: &Principal, action: Action, kind: Kind) -> Option<Arc<Slice>> {
-        let key = (principal.authority(), action, kind);
-        if let Some(known) = self.slices.get(&key) {
+        let key = (self.realm, principal.authority(), action, kind);
+        if let Some(known) = self.memory.slices.get(&key) {
             return Some(known);
         }
         let entity = facts::principal(principal)?;
@@ -209,17 +238,17 @@ impl Engine {
             response.definitely_satisfied().chain(response.nontrivial_residuals()).map(|policy| policy.id().clone()),
         );
         let policies = || all.policies().enumerate().filter(|(_, policy)| matter.contains(policy.id()));
-        let selection = (groupless.is_some(), policies().map(|(index, _)| index).collect::<Vec<usize>>());
-        let policies = match self.selections.get(&selection) {
+        let selection = (self.realm, groupless.is_some(), policies().map(|(index, _)| index).collect::<Vec<usize>>());
+        let policies = match self.memory.selections.get(&selection) {
             Some(known) => known,
             None => {
                 let set = Arc::new(PolicySet::from_policies(policies().map(|(_, policy)| policy.clone())).ok()?);
-                self.selections.insert(selection, set.clone());
+                self.memory.selections.insert(selection, set.clone());
                 set
             }
         };
         let slice = Arc::new(Slice { policies, principal: entity });
-        self.slices.insert(key, slice.clone());
+        self.memory.slices.insert(key, slice.clone());
         Some(slice)
     }
 }

@@ -94,7 +94,8 @@ pub(super) fn principal(principal: &Principal) -> Option<Entity> {
         ("guest".to_owned(), RestrictedExpression::new_bool(principal.guest)),
         ("groups_unknown".to_owned(), RestrictedExpression::new_bool(principal.groups_unknown)),
     ]);
-    for (name, value) in [("tenant", &principal.tenant), ("client", &principal.client), ("actor", &principal.actor)] {
+    let (client, actor) = (principal.client.as_deref(), principal.actor.as_deref());
+    for (name, value) in [("tenant", principal.tenant_name()), ("client", client), ("actor", actor)] {
         if let Some(value) = value {
             attributes.insert(name.to_owned(), text(value));
         }
@@ -104,8 +105,8 @@ pub(super) fn principal(principal: &Principal) -> Option<Entity> {
     parents.extend(principal.scopes.iter().map(|id| uid(&TYPES.scope, id)));
     parents.extend(principal.roles.iter().map(|id| uid(&TYPES.role, id)));
     parents.extend(principal.groups.iter().map(|id| uid(&TYPES.group, id)));
-    parents.extend(principal.tenant.iter().map(|id| uid(&TYPES.tenant, id)));
-    Entity::new(uid(of, principal.key()), attributes, parents).ok()
+    parents.extend(principal.tenant_name().map(|id| uid(&TYPES.tenant, id)));
+    Entity::new(uid(of, principal.name()), attributes, parents).ok()
 }
 
 /// The id of a tool, resource or prompt is `backend/name`: backend names hold no `/`, so it says which.

@@ -36,7 +36,29 @@ pub(super) struct Loaded {
     ids: HashSet<String>,
 }
 
+/// `forbid` policies of the gateway, as its tenants have them: validated already.
+#[derive(Clone, Default)]
+pub(super) struct Inherited {
+    policies: Arc<[Policy]>,
+    reads_args: bool,
+}
+
 impl Loaded {
+    pub(super) fn with(inherited: &Inherited) -> Loaded {
+        Loaded {
+            policies: inherited.policies.to_vec(),
+            reads_args: inherited.reads_args,
+            notes: Vec::new(),
+            ids: inherited.policies.iter().map(|policy| policy.id().to_string()).collect(),
+        }
+    }
+
+    /// What tenants have of these. A grant forbids nothing.
+    pub(super) fn forbids(&self) -> Inherited {
+        let forbids = self.policies.iter().filter(|policy| policy.effect() == cedar_policy::Effect::Forbid);
+        Inherited { policies: forbids.cloned().collect(), reads_args: self.reads_args }
+    }
+
     pub(super) fn grants(&mut self, lowered: &Lowered, errors: &mut Vec<Error>) {
         for (index, id, text) in &lowered.policies {
             let wrong = |what: String| Error::Grant { index: *index, what };

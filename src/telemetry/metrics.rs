@@ -61,6 +61,8 @@ pub struct Metrics {
     audit_records: IntCounter,
     audit_dropped: IntCounter,
     audit_available: IntGauge,
+    tenants: IntGaugeVec,
+    tenant_requests: IntCounterVec,
     config_reloads: IntCounterVec,
     config_loaded: Gauge,
     process_cpu: Counter,
@@ -98,6 +100,8 @@ impl Metrics {
             audit_records: register(&registry, IntCounter::with_opts(opts(names::AUDIT_RECORDS))),
             audit_dropped: register(&registry, IntCounter::with_opts(opts(names::AUDIT_DROPPED))),
             audit_available: register(&registry, IntGauge::with_opts(opts(names::AUDIT_AVAILABLE))),
+            tenants: gauges(&registry, names::TENANTS),
+            tenant_requests: counters(&registry, names::TENANT_REQUESTS),
             config_reloads: counters(&registry, names::CONFIG_RELOADS),
             config_loaded: register(&registry, Gauge::with_opts(opts(names::CONFIG_LOADED))),
             process_cpu: register(&registry, Counter::with_opts(opts(names::PROCESS_CPU))),
@@ -119,6 +123,9 @@ impl Metrics {
         time(&self.request_duration, &[route, method], record.duration_us);
         if let Some(upstream_us) = record.upstream_us {
             time(&self.upstream_duration, &[backend], upstream_us);
+        }
+        if let Some(tenant) = &record.home {
+            count(&self.tenant_requests, &[tenant, record.outcome.unwrap_or(NONE)]);
         }
         if let Some(reason) = record.reason {
             count(&self.rejections, &[reason]);
@@ -158,6 +165,29 @@ impl Metrics {
         // An error says that there was no such backend, which is what is wanted.
         let _ = self.backend_up.remove_label_values(&[backend]);
         let _ = self.catalog_tools.remove_label_values(&[backend]);
+    }
+
+    /// After a start or reload: how many tenants are in which state.
+    pub fn tenants(&self, states: &[(&'static str, usize)]) {
+        for (state, count) in states {
+            set(&self.tenants, &[state], (*count).try_into().unwrap_or(i64::MAX));
+        }
+    }
+
+    /// After a reload: a tenant that is no longer configured is no longer shown.
+    pub fn forget_tenant(&self, tenant: &str) {
+        for family in self.tenant_requests.collect() {
+            for metric in family.get_metric() {
+                let label = |name: &str| {
+                    metric.get_label().iter().find(|label| label.name() == name).map(|label| label.value())
+                };
+                if let (Some(of), Some(outcome)) = (label("tenant"), label("outcome"))
+                    && of == tenant
+                {
+                    let _ = self.tenant_requests.remove_label_values(&[of, outcome]);
+                }
+            }
+        }
     }
 
     /// A configuration came into use just now, the first one included.
@@ -258,6 +288,7 @@ mod tests {
             outcome: Some("refused"),
             reason: Some("rate_limited"),
             limit: Some("principal"),
+            home: Some("contoso".into()),
             duration_us: 1500,
             upstream_us: Some(700),
             ..Record::default()
@@ -266,6 +297,7 @@ mod tests {
         metrics.backend("vault", true, 7);
         metrics.api_keys(&[api_key::Use { name: "ci".into(), print: "2f1c07be".into(), at: 9 }]);
         metrics.audit(&audit::Status { written: 5, dropped: 1, healthy: true, seq: 5, hash: [0; 32] });
+        metrics.tenants(&[("in_force", 2)]);
         metrics.loaded();
         metrics.reloaded(false);
         metrics
@@ -298,6 +330,8 @@ mod tests {
             r#"wardgate_rejections_total{reason="rate_limited"} 1"#,
             r#"wardgate_limited_total{limit="principal"} 1"#,
             r#"wardgate_tool_calls_total{backend="vault",decision="refused",effect="read"} 1"#,
+            r#"wardgate_tenant_requests_total{outcome="refused",tenant="contoso"} 1"#,
+            r#"wardgate_tenants{state="in_force"} 2"#,
             "wardgate_connections 1",
             "wardgate_connections_refused_total 2",
             "wardgate_tls_handshakes_failed_total 3",
@@ -344,8 +378,12 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_is_gone_is_not_shown() {
+    fn a_backend_or_tenant_that_is_gone_is_not_shown() {
         let metrics = fed();
+        metrics.forget_tenant("fabrikam");
+        assert!(metrics.render().contains("contoso"));
+        metrics.forget_tenant("contoso");
+        assert!(!metrics.render().contains("contoso"));
         metrics.forget_backend("vault");
         metrics.forget_backend("never");
         assert!(!metrics.render().contains("wardgate_backend_up{"));

@@ -82,6 +82,16 @@ pub const AUDIT_RECORDS: Metric = counter("wardgate_audit_records_total", &[], "
 pub const AUDIT_DROPPED: Metric =
     counter("wardgate_audit_dropped_total", &[], "Audit records that found the queue full and are lost.");
 pub const AUDIT_AVAILABLE: Metric = gauge("wardgate_audit_available", &[], "1 while audit records can be written.");
+pub const TENANTS: Metric = gauge(
+    "wardgate_tenants",
+    &["state"],
+    "Tenants in force; of these, kept as they were because their file is wrong; and refused, so that they are absent.",
+);
+pub const TENANT_REQUESTS: Metric = counter(
+    "wardgate_tenant_requests_total",
+    &["tenant", "outcome"],
+    "Requests by configured tenant and how they ended; requests of no tenant are not here.",
+);
 pub const CONFIG_RELOADS: Metric =
     counter("wardgate_config_reloads_total", &["result"], "Reloads of the configuration: ok or failed.");
 pub const CONFIG_LOADED: Metric = gauge(
@@ -115,6 +125,8 @@ pub const ALL: &[Metric] = &[
     AUDIT_RECORDS,
     AUDIT_DROPPED,
     AUDIT_AVAILABLE,
+    TENANTS,
+    TENANT_REQUESTS,
     CONFIG_RELOADS,
     CONFIG_LOADED,
     BUILD,

@@ -40,5 +40,7 @@ mod spine;
 mod stdio;
 /// Tool calls that are answered later.
 mod tasks;
+/// Many tenants behind one gateway.
+mod tenants;
 /// Runs `tests/cases/threats/*.yaml`.
 mod threats;
