@@ -181,7 +181,7 @@ fn gateway(issuer: &Issuer, folder: &Path, scope: &str, after: Duration, new_eac
     let house = House {
         sealer: Sealer::new().unwrap(),
         identity: Identity::new(identity::Config { issuers: vec![trusted], ..identity::Config::default() }).unwrap(),
-        limits: Limits::new(limits::Config::default()),
+        limits: Limits::new(limits::Config::default()).unwrap(),
         members: backends.into_iter().map(member).collect(),
         mode: Mode::ReadOnly,
         policy: Policy::new(&policy::Config { mode: Mode::ReadOnly, grants: vec![grant], sources: Vec::new() })

@@ -76,7 +76,18 @@ impl Admin for Desk {
         backends.sort_by_key(|backend| backend["name"].to_string());
         let routes: Vec<_> =
             house.routes.routes.iter().map(|route| json!({ "path": route.path, "backends": route.backends.iter().map(|name| &**name).collect::<Vec<_>>() })).collect();
+        let limits = &house.limits;
+        let shared = limits.shared().map(|shared| {
+            let nodes: Vec<_> =
+                shared.nodes().into_iter().map(|node| json!({ "node": node.name, "up": node.up })).collect();
+            json!({ "nodes": nodes, "unreachable": shared.unreachable().as_str() })
+        });
+        let turns = limits.turns();
         json!({
+            "limits": {
+                "shared": shared,
+                "turns": { "in_progress": turns.taken(), "in_progress_max": turns.places(), "waiting": turns.waiting() },
+            },
             "version": env!("CARGO_PKG_VERSION"),
             "mode": house.mode.as_str(),
             "ready": self.ready().is_ok(),
@@ -90,6 +101,9 @@ fn gauges(gateway: &Gateway, audit: &Audit, metrics: &Metrics) {
     for (name, member) in &gateway.house().members {
         metrics.backend(name, member.backend.healthy(), member.backend.catalog().tools.len());
     }
+    let house = gateway.house();
+    metrics.turns(house.limits.turns().taken(), house.limits.turns().waiting());
+    metrics.shared_limits(house.limits.shared());
     metrics.api_keys(&gateway.house().identity.api_keys_used());
     metrics.audit(&audit.status());
 }

@@ -67,7 +67,7 @@ async fn ask_as(
     session: Option<&str>,
 ) -> Result<Answer, Error> {
     let ask =
-        Ask { operation: &operation, session, version: None, bindings: &[], repeatable: false, owner, reached: None };
+        Ask { operation: &operation, session, version: None, bindings: &[], repeatable: false, owner, share: owner, reached: None };
     upstream.ask(ask, &credentials::own(&credentials::Config::None), soon()).await
 }
 
