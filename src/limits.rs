@@ -272,7 +272,11 @@ impl<C: Clock + Clone> Limits<C> {
     pub fn reloaded(&self, config: Config) -> Result<Limits<C>, shared::Invalid> {
         let shared = match (&config.shared, &self.shared) {
             (Some(config), Some(old)) if old.is_of(config) => Some(old.clone()),
-            (Some(config), _) => Some(Arc::new(Shared::new(config)?)),
+            (Some(config), old) => {
+                let new = Shared::new(config)?;
+                old.iter().for_each(|old| new.count_on(old));
+                Some(Arc::new(new))
+            }
             (None, _) => None,
         };
         let mut new = Limits::of(config, shared, self.clock.clone(), self.wall);

@@ -136,6 +136,14 @@ impl Shared {
         })
     }
 
+    /// A counter never falls, whatever is configured anew.
+    pub(super) fn count_on(&self, old: &Shared) {
+        let Judged { shared, local, refused } = old.judged();
+        self.shared.store(shared, Relaxed);
+        self.local.store(local, Relaxed);
+        self.refused.store(refused, Relaxed);
+    }
+
     /// Would the same be built from this?
     pub(super) fn is_of(&self, config: &Config) -> bool {
         self.config == *config && read_ca(config).is_ok_and(|ca| ca == self.ca)

@@ -177,7 +177,6 @@ impl Metrics {
         let judged = shared.judged();
         for (by, calls) in [("shared", judged.shared), ("local", judged.local), ("refused", judged.refused)] {
             if let Ok(counter) = self.limits_judged.get_metric_with_label_values(&[by]) {
-                // A store that was configured anew counts from nothing.
                 counter.inc_by(calls.saturating_sub(counter.get()));
             }
         }

@@ -93,7 +93,8 @@ impl Node {
             false => ConnectionAddr::Tcp(host.clone(), *port),
         };
         let info = at.into_connection_info().map_err(invalid)?;
-        let mut login = info.redis_settings().clone().set_db(i64::from(*database));
+        // A login that may do nothing but count need not be allowed to name its library.
+        let mut login = info.redis_settings().clone().set_db(i64::from(*database)).set_skip_set_lib_name();
         if let Some(user) = &config.user {
             login = login.set_username(user);
         }
