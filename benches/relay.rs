@@ -157,7 +157,8 @@ fn gateway(issuer: &Issuer, folder: &std::path::Path) -> Gateway {
         limits: Limits::new(limits::Config {
             principal: limits::Bound { calls: rate, concurrent: 1_000.try_into().ok(), ..limits::Bound::default() },
             ..limits::Config::default()
-        }).unwrap(),
+        })
+        .unwrap(),
         members: [(name.clone(), member)].into(),
         mode: Mode::ReadOnly,
         policy: Policy::new(&policy::Config { mode: Mode::ReadOnly, grants: vec![grant], sources: Vec::new() })

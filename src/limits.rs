@@ -366,8 +366,14 @@ impl<C: Clock + Clone> Limits<C> {
         let slot = self.slot(principal, tenant, backend, (rule.map(|(_, bound)| bound), tool));
         let mut claims = Vec::with_capacity(4);
         let quotas = slot.is_ok();
-        let mut claim = |bound: &Bound, counter, name, limits| claims_of(&mut claims, bound, quotas, (counter, name, limits));
-        claim(&self.config.principal, Counter::Principal, [principal, "", ""], ["principal", "principal-day", "principal-month"]);
+        let mut claim =
+            |bound: &Bound, counter, name, limits| claims_of(&mut claims, bound, quotas, (counter, name, limits));
+        claim(
+            &self.config.principal,
+            Counter::Principal,
+            [principal, "", ""],
+            ["principal", "principal-day", "principal-month"],
+        );
         if let Some(tenant) = tenant {
             claim(&self.config.tenant, Counter::Tenant, [tenant, "", ""], ["tenant", "tenant-day", "tenant-month"]);
         }
@@ -408,7 +414,8 @@ impl<C: Clock + Clone> Limits<C> {
     /// [`Limited`] by `backend-concurrent`.
     pub fn hold_backend(&self, slot: &Slot, backend: &str) -> Result<(), Limited> {
         let Some(max) = self.config.backends.get(backend).copied() else { return Ok(()) };
-        slot.take(self.keys.of("backend", [backend, "", ""]), Some(max)).map_err(|max| Limited::slot("backend-concurrent", max))
+        slot.take(self.keys.of("backend", [backend, "", ""]), Some(max))
+            .map_err(|max| Limited::slot("backend-concurrent", max))
     }
 
     fn slot(

@@ -346,12 +346,19 @@ fn limits(config: &limits::Config) -> Shown {
     let tools = unless_empty(&config.tools, |(glob, bound)| {
         let calls = maybe(bound.calls, rate);
         let concurrent = maybe(bound.concurrent, word);
-        map([("tools", text(glob.glob())), ("calls", calls), ("quota", quotas(&bound.quotas)), ("concurrent", concurrent)])
+        map([
+            ("tools", text(glob.glob())),
+            ("calls", calls),
+            ("quota", quotas(&bound.quotas)),
+            ("concurrent", concurrent),
+        ])
     });
     let mut backends: Vec<_> = config.backends.iter().collect();
     backends.sort();
-    let backends =
-        backends.into_iter().map(|(name, concurrent)| (name.clone(), map([("concurrent", word(concurrent))]))).collect();
+    let backends = backends
+        .into_iter()
+        .map(|(name, concurrent)| (name.clone(), map([("concurrent", word(concurrent))])))
+        .collect();
     let turns = match config.turns == limits::TurnsConfig::default() {
         true => Shown::Nothing, // as many as there are cores here
         false => turns(&config.turns),

@@ -60,52 +60,123 @@ pub enum Rejection {
     BadHost,
     BadOrigin,
     BadPath,
-    BadRequest { what: &'static str },
+    BadRequest {
+        what: &'static str,
+    },
     BodyTimeout,
-    BodyTooLarge { bytes_max: usize },
+    BodyTooLarge {
+        bytes_max: usize,
+    },
     Draining,
     HeadersTooLarge,
-    MethodNotAllowed { allow: &'static str },
+    MethodNotAllowed {
+        allow: &'static str,
+    },
     NotAcceptable,
     NotFound,
     Overloaded,
     UnsupportedMediaType,
     // identity
-    Identity { problem: identity::Error },
+    Identity {
+        problem: identity::Error,
+    },
     // message
-    Message { kind: FaultKind },
-    MissingExtension { id: &'static str },
+    Message {
+        kind: FaultKind,
+    },
+    MissingExtension {
+        id: &'static str,
+    },
     SessionUnknown,
     // policy
-    ArgumentsDenied { tool: String },
-    InsufficientScope { scopes: Vec<String> },
-    UnknownPrompt { name: String },
-    UnknownResource { uri: String },
-    UnknownTask { id: String },
-    UnknownTool { name: String },
+    ArgumentsDenied {
+        tool: String,
+    },
+    InsufficientScope {
+        scopes: Vec<String>,
+    },
+    UnknownPrompt {
+        name: String,
+    },
+    UnknownResource {
+        uri: String,
+    },
+    UnknownTask {
+        id: String,
+    },
+    UnknownTool {
+        name: String,
+    },
     // limits
-    LimitsUnavailable { retry_after: Duration },
-    QueueFull { limit: &'static str, retry_after: Duration },
-    QuotaExhausted { limit: &'static str, quota: Quota, ends_s: u64, retry_after: Duration },
-    RateLimited { limit: &'static str, rate: Rate, retry_after: Duration },
+    LimitsUnavailable {
+        retry_after: Duration,
+    },
+    QueueFull {
+        limit: &'static str,
+        retry_after: Duration,
+    },
+    QuotaExhausted {
+        limit: &'static str,
+        quota: Quota,
+        ends_s: u64,
+        retry_after: Duration,
+    },
+    RateLimited {
+        limit: &'static str,
+        rate: Rate,
+        retry_after: Duration,
+    },
     /// `max`: the configured bound, if it is one.
-    TooManyConcurrent { limit: &'static str, max: Option<NonZeroU32> },
-    TooManyStreams { limit: &'static str, max: Option<NonZeroU32> },
+    TooManyConcurrent {
+        limit: &'static str,
+        max: Option<NonZeroU32>,
+    },
+    TooManyStreams {
+        limit: &'static str,
+        max: Option<NonZeroU32>,
+    },
     // backend
-    AnswerTooLarge { backend: Arc<str> },
-    BackendProtocol { backend: Arc<str> },
-    BackendTimeout { backend: Arc<str> },
-    BackendUnavailable { backend: Arc<str> },
-    CredentialRefused { backend: Arc<str> },
+    AnswerTooLarge {
+        backend: Arc<str>,
+    },
+    BackendProtocol {
+        backend: Arc<str>,
+    },
+    BackendTimeout {
+        backend: Arc<str>,
+    },
+    BackendUnavailable {
+        backend: Arc<str>,
+    },
+    CredentialRefused {
+        backend: Arc<str>,
+    },
     // acting for the caller
-    ConsentMissing { backend: Arc<str> },
+    ConsentMissing {
+        backend: Arc<str>,
+    },
     CredentialExpired,
-    CredentialMisconfigured { backend: Arc<str> },
-    CredentialUnavailable { backend: Arc<str>, retry_after: Duration },
-    ExchangeDenied { backend: Arc<str> },
-    InteractionRequired { backend: Arc<str>, claims: Option<Arc<str>> },
-    NotExchangeable { backend: Arc<str> },
-    UserRequired { backend: Arc<str>, what: &'static str },
+    CredentialMisconfigured {
+        backend: Arc<str>,
+    },
+    CredentialUnavailable {
+        backend: Arc<str>,
+        retry_after: Duration,
+    },
+    ExchangeDenied {
+        backend: Arc<str>,
+    },
+    InteractionRequired {
+        backend: Arc<str>,
+        claims: Option<Arc<str>>,
+    },
+    NotExchangeable {
+        backend: Arc<str>,
+    },
+    UserRequired {
+        backend: Arc<str>,
+        what: &'static str,
+    },
     // ours
     AuditUnavailable,
     Internal,

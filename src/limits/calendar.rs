@@ -82,7 +82,11 @@ mod tests {
     #[test]
     fn days_and_months_end_where_the_calendar_says() {
         for (now, offset, day, month) in CASES {
-            assert_eq!((Window::Day.ends(now, offset), Window::Month.ends(now, offset)), (day, month), "{now} {offset}");
+            assert_eq!(
+                (Window::Day.ends(now, offset), Window::Month.ends(now, offset)),
+                (day, month),
+                "{now} {offset}"
+            );
         }
     }
 

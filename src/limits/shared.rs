@@ -171,12 +171,21 @@ impl Shared {
     }
 
     pub fn judged(&self) -> Judged {
-        Judged { shared: self.shared.load(Relaxed), local: self.local.load(Relaxed), refused: self.refused.load(Relaxed) }
+        Judged {
+            shared: self.shared.load(Relaxed),
+            local: self.local.load(Relaxed),
+            refused: self.refused.load(Relaxed),
+        }
     }
 
     /// Counts the claims of one call: all of them, or none after the first that is refused; quotas only when no rate
     /// refuses. One round trip.
-    pub(super) async fn judge(&self, share: &str, claims: &[Claim<'_>], offset_s: i32) -> Result<Result<(), Limited>, Away> {
+    pub(super) async fn judge(
+        &self,
+        share: &str,
+        claims: &[Claim<'_>],
+        offset_s: i32,
+    ) -> Result<Result<(), Limited>, Away> {
         let mut question = Question::default();
         for claim in claims {
             let name = self.name_of(claim);
@@ -293,7 +302,8 @@ mod tests {
         for tenant in 0..3000 {
             let tenant = format!("tenant-{tenant}");
             let name = three.node_of(&tenant).unwrap().name().to_owned();
-            let place = ["127.0.0.1:1/0", "127.0.0.1:2/0", "127.0.0.1:3/0"].iter().position(|one| *one == name).unwrap();
+            let place =
+                ["127.0.0.1:1/0", "127.0.0.1:2/0", "127.0.0.1:3/0"].iter().position(|one| *one == name).unwrap();
             counts[place] += 1;
             if place != 1 {
                 assert_eq!(two.node_of(&tenant).unwrap().name(), name, "stays where it was");
@@ -310,7 +320,8 @@ mod tests {
             name: [name, "", ""],
             of: Of::Unavailable,
         };
-        let (plain, keyed) = (Shared::new(&config(&[1], None)).unwrap(), Shared::new(&config(&[1], Some("k"))).unwrap());
+        let (plain, keyed) =
+            (Shared::new(&config(&[1], None)).unwrap(), Shared::new(&config(&[1], Some("k"))).unwrap());
         let name = plain.name_of(&claim("idp|t1|ann@example.com"));
         assert!(name.starts_with("principal:") && !name.contains("ann"), "{name}");
         assert_eq!(name, plain.name_of(&claim("idp|t1|ann@example.com")));

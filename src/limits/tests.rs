@@ -106,7 +106,8 @@ fn principals_share_nothing_and_tenants_share_their_rate() {
 fn the_first_tool_rule_that_matches_counts_each_tool_of_each_principal() {
     let tools = vec![tool("vault/kv.delete", calls(1, 60)), tool("vault/*", calls(2, 60))];
     let (limits, _) = limits(Config { tools, ..Config::default() });
-    let call = |who: &str, backend: &str, name: &str| refused(now(limits.acquire(&who.into(), None, backend, Some(name))));
+    let call =
+        |who: &str, backend: &str, name: &str| refused(now(limits.acquire(&who.into(), None, backend, Some(name))));
     assert_eq!(call("ann", "vault", "kv.delete"), "");
     assert_eq!(call("ann", "vault", "kv.delete"), "tool");
     assert_eq!(call("bob", "vault", "kv.delete"), "");
@@ -199,7 +200,10 @@ fn a_reload_gives_nobody_a_fresh_budget() {
     assert_eq!(refused(now(after.acquire(&ann(), None, "b", None))), "principal-concurrent");
     drop(held);
     assert_eq!(refused(now(after.acquire(&ann(), None, "b", None))), "principal");
-    assert_eq!(refused(now(after.reloaded(config(rate(50, 60))).unwrap().acquire(&ann(), None, "b", Some("t")))), "tool");
+    assert_eq!(
+        refused(now(after.reloaded(config(rate(50, 60))).unwrap().acquire(&ann(), None, "b", Some("t")))),
+        "tool"
+    );
 }
 
 #[test]
@@ -273,7 +277,8 @@ fn quotas(day: Option<u64>, month: Option<u64>) -> Bound {
 
 #[test]
 fn a_quota_is_used_up_until_its_window_ends_and_says_when_that_is() {
-    let (limits, _) = limits(Config { principal: quotas(Some(2), None), tenant: quotas(None, Some(3)), ..Config::default() });
+    let (limits, _) =
+        limits(Config { principal: quotas(Some(2), None), tenant: quotas(None, Some(3)), ..Config::default() });
     let call = |who: &str| now(limits.acquire(&who.into(), Some("t1"), "b", None));
     assert!(call("ann").is_ok() && call("ann").is_ok());
     let limited = call("ann").err().unwrap();
@@ -283,7 +288,11 @@ fn a_quota_is_used_up_until_its_window_ends_and_says_when_that_is() {
     assert!(call("bob").is_ok());
     assert_eq!(refused(call("bob")), "tenant-month");
     drop(now(limits.acquire(&"bob".into(), Some("t2"), "b", None)).unwrap());
-    assert_eq!(refused(now(limits.acquire(&"bob".into(), Some("t2"), "b", None))), "principal-day", "the refused call did not count");
+    assert_eq!(
+        refused(now(limits.acquire(&"bob".into(), Some("t2"), "b", None))),
+        "principal-day",
+        "the refused call did not count"
+    );
 }
 
 #[test]

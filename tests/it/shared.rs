@@ -44,7 +44,8 @@ impl Store {
     fn start(program: &'static str, arguments: &[&str]) -> Store {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let folder = tempfile::tempdir().unwrap();
-        let arguments: Vec<String> = arguments.iter().map(|argument| argument.replace("PORT", &port.to_string())).collect();
+        let arguments: Vec<String> =
+            arguments.iter().map(|argument| argument.replace("PORT", &port.to_string())).collect();
         let child = spawn(program, port, &arguments, folder.path());
         let store = Store { program, port, arguments, child, folder };
         store.wait();
@@ -91,7 +92,8 @@ impl Store {
     /// How often a command came over the wire or from a script.
     fn calls(&self, command: &str) -> u64 {
         let stats: String = self.ask(&["INFO", "commandstats"]);
-        let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")).map(str::to_owned));
+        let line =
+            stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")).map(str::to_owned));
         line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
     }
 }
@@ -157,9 +159,10 @@ async fn call(rig: &Rig, url: &str, token: &str) -> Answer {
 }
 
 async fn is_up(rig: &Rig) -> bool {
-    let status: Value =
-        serde_json::from_str(&rig.client.get(format!("{}/status", rig.admin)).send().await.unwrap().text().await.unwrap())
-            .unwrap();
+    let status: Value = serde_json::from_str(
+        &rig.client.get(format!("{}/status", rig.admin)).send().await.unwrap().text().await.unwrap(),
+    )
+    .unwrap();
     status["limits"]["shared"]["nodes"].as_array().unwrap().iter().all(|node| node["up"] == true)
 }
 
@@ -193,7 +196,10 @@ async fn share(store: &Store) {
     assert_eq!(passed, 10, "in total, whichever gateway was asked");
     let refused = answers.iter().find(|answer| answer.status == 429).unwrap();
     let data = &refused.body["error"]["data"];
-    assert_eq!((&data["limit"], &data["whose"], &data["allowed"]), (&json!("principal"), &json!("principal"), &json!(10)));
+    assert_eq!(
+        (&data["limit"], &data["whose"], &data["allowed"]),
+        (&json!("principal"), &json!("principal"), &json!(10))
+    );
     assert_eq!(refused.header("ratelimit-policy"), Some("\"principal\";q=10;w=3600"));
     assert!(refused.header("ratelimit").unwrap().starts_with("\"principal\";r=0;t="));
     let evaluated = store.calls("evalsha");
@@ -240,7 +246,10 @@ async fn quotas_are_shared_outlive_gateways_and_say_when_they_begin_anew() {
         assert_eq!(refused.status, 429);
         let offset_s = if offset == "+05:30" { 19_800 } else { -28_800 };
         let data = &refused.body["error"]["data"];
-        assert_eq!((&data["reason"], &data["of"], &data["allowed"]), (&json!("quota_exhausted"), &json!("quota"), &json!(3)));
+        assert_eq!(
+            (&data["reason"], &data["of"], &data["allowed"]),
+            (&json!("quota_exhausted"), &json!("quota"), &json!(3))
+        );
         assert_eq!(data["resetsAt"], json!(window.ends(now_s(), offset_s)), "the store's calendar is ours");
         let left = window.ends(now_s(), offset_s) - now_s();
         let after: u64 = refused.header("retry-after").unwrap().parse().unwrap();
@@ -263,8 +272,12 @@ async fn while_the_store_is_away_each_gateway_counts_and_when_it_is_back_they_sh
         passed[turn % 2] += usize::from(pair.call(turn, &token).await.status == 200);
     }
     assert_eq!(passed, [5, 5], "the same figures, for each");
-    let metrics = pair.rig.client.get(format!("{}/metrics", pair.rig.admin)).send().await.unwrap().text().await.unwrap();
-    assert!(metrics.contains(&format!("wardgate_limits_node_up{{node=\"127.0.0.1:{}/0\"}} 0", store.port)), "{metrics}");
+    let metrics =
+        pair.rig.client.get(format!("{}/metrics", pair.rig.admin)).send().await.unwrap().text().await.unwrap();
+    assert!(
+        metrics.contains(&format!("wardgate_limits_node_up{{node=\"127.0.0.1:{}/0\"}} 0", store.port)),
+        "{metrics}"
+    );
     assert!(metrics.contains("wardgate_limits_judged_total{by=\"local\"} 1"), "{metrics}");
     store.revive();
     wait_until_up(&pair.rig, true).await;
@@ -363,13 +376,27 @@ async fn tls_and_a_login_are_demanded_and_the_authority_is_checked() {
     let acl = format!("user default off\nuser gateway on #{} ~wardgate:* {may}\n", sha256("a password of the test"));
     std::fs::write(at("acl"), acl).unwrap();
     let arguments = [
-        "--tls-port", "PORT", "--port", "0", "--tls-auth-clients", "no", "--tls-cert-file", &at("leaf.pem"), "--tls-key-file",
-        &at("leaf.key"), "--tls-ca-cert-file", &at("ca.pem"), "--aclfile", &at("acl"),
+        "--tls-port",
+        "PORT",
+        "--port",
+        "0",
+        "--tls-auth-clients",
+        "no",
+        "--tls-cert-file",
+        &at("leaf.pem"),
+        "--tls-key-file",
+        &at("leaf.key"),
+        "--tls-ca-cert-file",
+        &at("ca.pem"),
+        "--aclfile",
+        &at("acl"),
     ];
     let store = Store::start(tool("WARDGATE_REDIS"), &arguments);
     let other = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     std::fs::write(at("other.pem"), other.cert.pem()).unwrap();
-    for (ca, password, up) in [("ca.pem", "password", true), ("other.pem", "password", false), ("ca.pem", "wrong", false)] {
+    for (ca, password, up) in
+        [("ca.pem", "password", true), ("other.pem", "password", false), ("ca.pem", "wrong", false)]
+    {
         let shared = json!({
             "url": format!("rediss://localhost:{}", store.port), "ca": at(ca), "user": "gateway",
             "password": format!("file:{}", at(password)), "timeout": "2s", "connect_timeout": "5s",
@@ -404,7 +431,9 @@ async fn callers_spread_over_several_stores_and_one_that_is_lost_takes_only_its_
     }
     let counts: Vec<usize> = stores
         .iter()
-        .map(|store| store.ask::<Vec<String>>(&["KEYS", "wardgate:r:*"]).iter().filter(|key| !key.ends_with("probe")).count())
+        .map(|store| {
+            store.ask::<Vec<String>>(&["KEYS", "wardgate:r:*"]).iter().filter(|key| !key.ends_with("probe")).count()
+        })
         .collect();
     assert_eq!(counts.iter().sum::<usize>(), 24, "{counts:?}");
     assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
@@ -427,7 +456,8 @@ async fn one_callers_crowd_at_a_backend_does_not_delay_another() {
         Some("tools/list") => scripted::result(message, scripted::two_tools()),
         Some("tools/call") => {
             seen.lock().unwrap().push(message["params"]["arguments"]["who"].as_str().unwrap_or_default().to_owned());
-            let result = json!({ "jsonrpc": "2.0", "id": message["id"], "result": { "resultType": "complete", "content": [] } });
+            let result =
+                json!({ "jsonrpc": "2.0", "id": message["id"], "result": { "resultType": "complete", "content": [] } });
             let slowly = futures_util::stream::once(async move {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 Ok::<_, std::io::Error>(result.to_string())

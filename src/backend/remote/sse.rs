@@ -399,13 +399,7 @@ impl Inner {
     }
 
     /// Posts one message. The answer, if it is a request, comes over the stream.
-    async fn deliver(
-        &self,
-        line: &Line,
-        words: Bytes,
-        header: Header,
-        _slot: Pass,
-    ) -> Result<(), Error> {
+    async fn deliver(&self, line: &Line, words: Bytes, header: Header, _slot: Pass) -> Result<(), Error> {
         let end = words.len() - usize::from(words.ends_with(b"\n"));
         let request = self.compose("POST", words.slice(..end), &header)?;
         let head = request.head(&line.endpoint);

@@ -125,7 +125,9 @@ impl Berth {
                 place.send(job());
                 Ok(())
             }
-            Err(mpsc::error::TrySendError::Full(())) => Err(Rejection::TooManyConcurrent { limit: "old-sse-requests", max: None }),
+            Err(mpsc::error::TrySendError::Full(())) => {
+                Err(Rejection::TooManyConcurrent { limit: "old-sse-requests", max: None })
+            }
             Err(mpsc::error::TrySendError::Closed(())) => Err(Rejection::SessionUnknown),
         }
     }

@@ -144,7 +144,10 @@ mod tests {
             json!({ "reason": "rate_limited", "limit": "tool", "whose": "tool", "of": "calls", "allowed": 60, "perMs": 60000,
                     "retryAfterMs": 1501, "retryAfterSeconds": 2 })
         );
-        assert_eq!(rejection.words(), "the rate limit of yours for this tool is reached (60 calls per 60 s); retry in 2 s");
+        assert_eq!(
+            rejection.words(),
+            "the rate limit of yours for this tool is reached (60 calls per 60 s); retry in 2 s"
+        );
         assert_eq!(
             rejection.rate_limit(),
             [(RATE_LIMIT_POLICY, "\"tool\";q=60;w=60".to_owned()), (RATE_LIMIT, "\"tool\";r=0;t=2".to_owned())]
