@@ -164,17 +164,17 @@ fn a_tenant_bounds_all_its_principals_at_once() {
 fn slots_come_back_from_threads_that_race_for_them() {
     let limits = Limits::new(Config { principal: concurrent(3), ..Config::default() }).unwrap();
     let most = std::sync::atomic::AtomicU32::new(0);
-    let now = std::sync::atomic::AtomicU32::new(0);
+    let inside = std::sync::atomic::AtomicU32::new(0);
     std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
                 for _ in 0..2000 {
                     if let Ok(slot) = now(limits.acquire(&ann(), None, "b", None)) {
                         most.fetch_max(
-                            now.fetch_add(1, std::sync::atomic::Ordering::SeqCst) + 1,
+                            inside.fetch_add(1, std::sync::atomic::Ordering::SeqCst) + 1,
                             std::sync::atomic::Ordering::SeqCst,
                         );
-                        now.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                        inside.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
                         drop(slot);
                     }
                 }
