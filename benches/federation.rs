@@ -188,7 +188,7 @@ fn gateway(issuer: &Issuer, folder: &Path, scope: &str, after: Duration, new_eac
         identity: Arc::new(
             Identity::new(identity::Config { issuers: vec![trusted], ..identity::Config::default() }).unwrap(),
         ),
-        limits: Arc::new(Limits::new(limits::Config::default())),
+        limits: Arc::new(Limits::new(limits::Config::default()).unwrap()),
         members: backends.into_iter().map(member).collect(),
         mode: Mode::ReadOnly,
         policy: Policy::new(&policy::Config { mode: Mode::ReadOnly, grants: vec![grant], sources: Vec::new() })

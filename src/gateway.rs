@@ -1,7 +1,7 @@
 //! The life of one request, top to bottom. Read this file first.
 //!
 //! ```text
-//! admit → verify → parse → find → prepare → authorize → acquire → obtain → call → apply → close
+//! admit → verify → turn → parse → find → prepare → authorize → acquire → obtain → call → apply → close
 //! ```
 //!
 //! Each step returns the value the next one needs; there is no other way to get it.
@@ -152,13 +152,29 @@ impl Gateway {
         open.who(&principal);
         let (route, entry) = house.routes.resolve(&request.host, &request.path).ok_or(Rejection::NotFound)?;
         let (route, reloads) = (route.clone(), house.life.watch());
-        let errand = Errand { house: house.clone(), route, reloads, principal, request: request.clone(), slot: None };
+        // Of the whole process, whosever house it is: nobody crowds others out.
+        let turn = Arc::new(whole.limits.turn(&principal, request.body.len()).await?);
+        let errand = Errand {
+            house: house.clone(),
+            route,
+            reloads,
+            principal,
+            request: request.clone(),
+            slot: None,
+            turn: turn.clone(),
+        };
+        let outgoing = self.carry_out(errand, entry, open).await;
+        turn.end(); // whatever holds the errand on
+        outgoing
+    }
+
+    async fn carry_out(&self, errand: Errand, entry: Entry<'_>, open: &mut Open) -> Result<Outgoing, Rejection> {
         match entry {
             Entry::Endpoint => {}
-            Entry::Stream => return old::stream(self, errand, open),
+            Entry::Stream => return old::stream(self, errand, open).await,
             Entry::Messages(name) => return old::message(self, errand, name, open).boxed().await,
         }
-        let asked = Asked::read(request, open)?; // the message; headers agree with body
+        let asked = Asked::read(&errand.request, open)?; // the message; headers agree with body
         // authorize → acquire → obtain → call → apply
         match asked.era() {
             Era::Modern => errand.modern(asked, open).await,
@@ -262,8 +278,8 @@ impl Gateway {
                 Some((WWW_AUTHENTICATE, challenge::insufficient_scope(&scopes, metadata_url().as_deref(), scheme)))
             }
             Rejection::MethodNotAllowed { allow } => Some((ALLOW, (*allow).to_owned())),
-            Rejection::RateLimited { retry_after, .. } | Rejection::CredentialUnavailable { retry_after, .. } => {
-                Some((RETRY_AFTER, rejection::seconds(*retry_after).to_string()))
+            other if other.retry_after().is_some() => {
+                Some((RETRY_AFTER, rejection::seconds(other.retry_after().unwrap_or_default()).to_string()))
             }
             _ if facts.retryable && facts.status >= 429 => Some((RETRY_AFTER, "1".to_owned())),
             _ => None,
@@ -272,6 +288,11 @@ impl Gateway {
             && let Ok(value) = HeaderValue::try_from(value)
         {
             reply = reply.with(name, value);
+        }
+        for (name, value) in rejection.rate_limit() {
+            if let Ok(value) = HeaderValue::try_from(value) {
+                reply = reply.with(name, value);
+            }
         }
         open.refused(&rejection, facts, &reply);
         reply

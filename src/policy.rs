@@ -142,6 +142,11 @@ impl Permit {
         &self.owner
     }
 
+    /// In whose line it waits where lines are fair: the tenant's, or without one the principal's own.
+    pub fn share(&self) -> &str {
+        self.caller.as_ref().map_or(&*self.owner, |caller| caller.share())
+    }
+
     /// Whom it was given to, for what is done on their behalf.
     pub fn caller(&self) -> Option<&Principal> {
         self.caller.as_ref()

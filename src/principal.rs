@@ -164,6 +164,11 @@ impl Principal {
         &self.key
     }
 
+    /// In whose line it waits where lines are fair, and with whom its counts stand: its tenant, or without one itself.
+    pub fn share(&self) -> &str {
+        self.tenant_name().unwrap_or(&self.key)
+    }
+
     /// Digest of everything policy can see: two principals with the same authority get the same decisions.
     pub fn authority(&self) -> u128 {
         self.authority

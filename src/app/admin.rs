@@ -79,7 +79,18 @@ impl Admin for Desk {
         backends.sort_by_key(|backend| backend["name"].to_string());
         let routes: Vec<_> =
             house.routes.routes.iter().map(|route| json!({ "path": route.path, "backends": route.backends.iter().map(|name| &**name).collect::<Vec<_>>() })).collect();
+        let limits = &house.limits;
+        let shared = limits.shared().map(|shared| {
+            let nodes: Vec<_> =
+                shared.nodes().into_iter().map(|node| json!({ "node": node.name, "up": node.up })).collect();
+            json!({ "nodes": nodes, "unreachable": shared.unreachable().as_str() })
+        });
+        let turns = limits.turns();
         json!({
+            "limits": {
+                "shared": shared,
+                "turns": { "in_progress": turns.taken(), "in_progress_max": turns.places(), "waiting": turns.waiting() },
+            },
             "version": env!("CARGO_PKG_VERSION"),
             "mode": house.mode.as_str(),
             "ready": self.ready().is_ok(),
@@ -123,6 +134,8 @@ fn gauges(gateway: &Gateway, audit: &Audit, metrics: &Metrics) {
             keys.extend(house.identity.api_keys_used());
         }
     }
+    metrics.turns(whole.limits.turns().taken(), whole.limits.turns().waiting());
+    metrics.shared_limits(whole.limits.shared());
     metrics.api_keys(&keys);
     metrics.audit(&audit.status());
 }

@@ -59,17 +59,20 @@ pub(super) async fn house(
             Err(problem) => problems.push(problem),
         }
     }
-    let sealer = Sealer::kept(&config.sessions, old.map(|old| &old.sealer))
-        .map_err(|_| problems.push("the system gives no random numbers".to_owned()))
-        .ok();
-    let (Some(policy), Some(identity), Some(sealer), true) = (policy, identity, sealer, problems.is_empty()) else {
-        return Err(problems);
-    };
     let limits = match old {
         Some(old) => old.limits.reloaded(config.limits.clone()),
         None => Limits::new(config.limits.clone()),
     };
-    identity.warm().await;
+    let limits = limits.map_err(|error| problems.push(error.to_string())).ok();
+    let sealer = Sealer::kept(&config.sessions, old.map(|old| &old.sealer))
+        .map_err(|_| problems.push("the system gives no random numbers".to_owned()))
+        .ok();
+    let (Some(policy), Some(identity), Some(limits), Some(sealer), true) =
+        (policy, identity, limits, sealer, problems.is_empty())
+    else {
+        return Err(problems);
+    };
+    tokio::join!(identity.warm(), limits.start());
     let mut house = House {
         identity: Arc::new(identity),
         limits: Arc::new(limits),
@@ -173,6 +176,9 @@ pub fn try_rooms(loaded: &Loaded) -> Result<Vec<String>, String> {
         }
     };
     if let Err(error) = Identity::new(config.identity.clone()) {
+        problems.push(error.to_string());
+    }
+    if let Err(error) = Limits::new(config.limits.clone()) {
         problems.push(error.to_string());
     }
     if let Err(error) = crate::server::check(&config.server) {

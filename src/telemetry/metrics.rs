@@ -23,6 +23,7 @@ use super::process;
 use crate::audit;
 use crate::audit::Record;
 use crate::identity::api_key;
+use crate::limits::shared::Shared;
 use crate::mcp::Method;
 
 /// What [`Metrics::render`] returns.
@@ -58,6 +59,10 @@ pub struct Metrics {
     backend_up: IntGaugeVec,
     catalog_tools: IntGaugeVec,
     api_key_used: IntGaugeVec,
+    limits_node_up: IntGaugeVec,
+    limits_judged: IntCounterVec,
+    turns_in_progress: IntGauge,
+    turns_waiting: IntGauge,
     audit_records: IntCounter,
     audit_dropped: IntCounter,
     audit_available: IntGauge,
@@ -97,6 +102,10 @@ impl Metrics {
             backend_up: gauges(&registry, names::BACKEND_UP),
             catalog_tools: gauges(&registry, names::CATALOG_TOOLS),
             api_key_used: gauges(&registry, names::API_KEY_USED),
+            limits_node_up: gauges(&registry, names::LIMITS_NODE_UP),
+            limits_judged: counters(&registry, names::LIMITS_JUDGED),
+            turns_in_progress: register(&registry, IntGauge::with_opts(opts(names::TURNS_IN_PROGRESS))),
+            turns_waiting: register(&registry, IntGauge::with_opts(opts(names::TURNS_WAITING))),
             audit_records: register(&registry, IntCounter::with_opts(opts(names::AUDIT_RECORDS))),
             audit_dropped: register(&registry, IntCounter::with_opts(opts(names::AUDIT_DROPPED))),
             audit_available: register(&registry, IntGauge::with_opts(opts(names::AUDIT_AVAILABLE))),
@@ -157,6 +166,26 @@ impl Metrics {
         self.api_key_used.reset();
         for key in used.into_iter().take(API_KEYS_MAX) {
             set(&self.api_key_used, &[&key.name, &key.print], key.at);
+        }
+    }
+
+    pub fn turns(&self, in_progress: u32, waiting: usize) {
+        self.turns_in_progress.set(in_progress.into());
+        self.turns_waiting.set(waiting.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// To be called before each [`Metrics::render`]. `None`: no store is shared (any more).
+    pub fn shared_limits(&self, shared: Option<&Shared>) {
+        self.limits_node_up.reset();
+        let Some(shared) = shared else { return };
+        for node in shared.nodes() {
+            set(&self.limits_node_up, &[&node.name], i64::from(node.up));
+        }
+        let judged = shared.judged();
+        for (by, calls) in [("shared", judged.shared), ("local", judged.local), ("refused", judged.refused)] {
+            if let Ok(counter) = self.limits_judged.get_metric_with_label_values(&[by]) {
+                counter.inc_by(calls.saturating_sub(counter.get()));
+            }
         }
     }
 
@@ -274,6 +303,23 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::limits::shared;
+
+    fn shared() -> Shared {
+        let node = shared::Address { tls: false, host: "127.0.0.1".into(), port: 1, database: 0 };
+        let config = shared::Config {
+            nodes: vec![node],
+            user: None,
+            password: None,
+            ca: None,
+            prefix: String::new(),
+            key: None,
+            timeout: std::time::Duration::ZERO,
+            connect_timeout: std::time::Duration::ZERO,
+            unreachable: shared::Unreachable::Local,
+        };
+        Shared::new(&config).unwrap()
+    }
 
     fn fed() -> Metrics {
         let metrics = Metrics::new();
@@ -296,6 +342,8 @@ mod tests {
         metrics.listeners(1, 2, 3);
         metrics.backend("vault", true, 7);
         metrics.api_keys(&[api_key::Use { name: "ci".into(), print: "2f1c07be".into(), at: 9 }]);
+        metrics.turns(1, 2);
+        metrics.shared_limits(Some(&shared()));
         metrics.audit(&audit::Status { written: 5, dropped: 1, healthy: true, seq: 5, hash: [0; 32] });
         metrics.tenants(&[("in_force", 2)]);
         metrics.loaded();

@@ -78,6 +78,16 @@ pub const API_KEY_USED: Metric = gauge(
     &["name", "hash"],
     "When a key of the keys file was used last, by its name and the start of its hash; keys never used are not shown.",
 );
+pub const LIMITS_NODE_UP: Metric =
+    gauge("wardgate_limits_node_up", &["node"], "1 while this server of the shared limits answers.");
+pub const LIMITS_JUDGED: Metric = counter(
+    "wardgate_limits_judged_total",
+    &["by"],
+    "Calls judged by shared limits: by the store (shared), while it was away by this replica (local), or not at all (refused).",
+);
+pub const TURNS_IN_PROGRESS: Metric =
+    gauge("wardgate_turns_in_progress", &[], "Requests that are being read and judged.");
+pub const TURNS_WAITING: Metric = gauge("wardgate_turns_waiting", &[], "Requests in line to be read and judged.");
 pub const AUDIT_RECORDS: Metric = counter("wardgate_audit_records_total", &[], "Audit records written.");
 pub const AUDIT_DROPPED: Metric =
     counter("wardgate_audit_dropped_total", &[], "Audit records that found the queue full and are lost.");
@@ -122,6 +132,10 @@ pub const ALL: &[Metric] = &[
     BACKEND_UP,
     CATALOG_TOOLS,
     API_KEY_USED,
+    LIMITS_NODE_UP,
+    LIMITS_JUDGED,
+    TURNS_IN_PROGRESS,
+    TURNS_WAITING,
     AUDIT_RECORDS,
     AUDIT_DROPPED,
     AUDIT_AVAILABLE,

@@ -177,6 +177,7 @@ impl Shelf {
             upstream: upstream.clone(),
             credential: credential.clone(),
             owner: "".into(),
+            share: "".into(),
             blame: self.blame.clone(),
         };
         let (probe_timeout, heard) = (self.probe_timeout, AtomicBool::new(false));
@@ -432,6 +433,7 @@ impl Fetch<'_> {
             bindings: &[],
             repeatable: true,
             owner: "",
+            share: "",
             reached: None,
         };
         let work = async {

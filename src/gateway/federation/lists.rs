@@ -99,7 +99,7 @@ impl Federation {
             Some(cursor) => self.unseal(kind, cursor)?,
             None => (0..self.names.shares().len()).map(|share| (share, None)).collect(),
         };
-        let slot = self.slot()?;
+        let slot = self.slot().await?;
         let question =
             |(share, cursor): &Place| Question { share: *share, message: part_of(&message, cursor.as_deref()) };
         let answers = self.ask(places.iter().map(question).collect(), &slot, open).await?;
