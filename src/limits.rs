@@ -16,7 +16,8 @@ mod slots;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::net::Ipv6Addr;
 use std::num::NonZeroU32;
@@ -70,7 +71,7 @@ pub struct Config {
     /// Per (principal, tool), first matching `backend/tool` glob.
     pub tools: Vec<(GlobMatcher, Bound)>,
     /// Calls and streams of everybody that one backend has at once.
-    pub backends: HashMap<String, NonZeroU32>,
+    pub backends: BTreeMap<String, NonZeroU32>,
     /// Of the time zone that days and months are of.
     pub offset_s: i32,
     /// Where rates and quotas of all replicas are counted together; `None`: each counts for itself.
@@ -222,9 +223,19 @@ pub struct Limits<C: Clock + Clone = DefaultClock> {
     slots: Arc<Slots>,
     shared: Option<Arc<Shared>>,
     turns: Arc<Gate>,
+    /// Of the gateway that these are inside of.
+    above: Option<Above>,
     clock: C,
     /// Seconds since the epoch.
     wall: fn() -> u64,
+}
+
+/// What a tenant's limits have of the gateway's.
+struct Above {
+    /// The tenant's name.
+    house: Arc<str>,
+    /// Bounds for everybody at backends that are the gateway's.
+    backends: BTreeMap<String, NonZeroU32>,
 }
 
 impl Limits {
@@ -259,6 +270,7 @@ impl<C: Clock + Clone> Limits<C> {
             quotas: Arc::default(),
             slots: Arc::default(),
             shared,
+            above: None,
             clock,
             wall,
         }
@@ -287,14 +299,47 @@ impl<C: Clock + Clone> Limits<C> {
         if new.config.turns == self.config.turns {
             new.turns = self.turns.clone();
         }
-        keep(&mut new.address, self.address.as_ref());
-        keep(&mut new.principal, self.principal.as_ref());
-        keep(&mut new.tenant, self.tenant.as_ref());
-        for ((glob, _), rates) in new.config.tools.iter().zip(&mut new.tools) {
-            let old = self.config.tools.iter().position(|(old, _)| old.glob() == glob.glob());
-            keep(rates, old.and_then(|index| self.tools.get(index)?.as_ref()));
-        }
+        new.keep_rates(self);
         Ok(new)
+    }
+
+    /// The limits of a tenant with figures of its own, which come from `before` where it had such. The process has one store,
+    /// one order of turns and one count of who is at a backend: these are the gateway's. `own` are the tenant's own backends.
+    #[must_use]
+    pub fn within(
+        &self,
+        config: Config,
+        (house, own): (&Arc<str>, &BTreeSet<Arc<str>>),
+        before: Option<&Limits<C>>,
+    ) -> Limits<C> {
+        let config = Config { turns: self.config.turns, ..config };
+        let mut new = Limits::of(config, self.shared.clone(), self.clock.clone(), self.wall);
+        new.keys = self.keys.clone();
+        new.slots = self.slots.clone();
+        new.quotas = self.quotas.clone();
+        new.registrations = self.registrations.clone();
+        new.turns = self.turns.clone();
+        let theirs = self.config.backends.iter().filter(|(name, _)| !own.contains(name.as_str()));
+        let backends = theirs.map(|(name, max)| (name.clone(), *max)).collect();
+        new.above = Some(Above { house: house.clone(), backends });
+        before.into_iter().for_each(|before| new.keep_rates(before));
+        new
+    }
+
+    /// Do these, of a tenant from before a reload, count where the gateway's do now?
+    pub fn counts_with(&self, gateway: &Limits<C>) -> bool {
+        self.shared.as_ref().map(Arc::as_ptr) == gateway.shared.as_ref().map(Arc::as_ptr)
+            && Arc::ptr_eq(&self.turns, &gateway.turns)
+    }
+
+    fn keep_rates(&mut self, old: &Limits<C>) {
+        keep(&mut self.address, old.address.as_ref());
+        keep(&mut self.principal, old.principal.as_ref());
+        keep(&mut self.tenant, old.tenant.as_ref());
+        for ((glob, _), rates) in self.config.tools.iter().zip(&mut self.tools) {
+            let index = old.config.tools.iter().position(|(old, _)| old.glob() == glob.glob());
+            keep(rates, index.and_then(|index| old.tools.get(index)?.as_ref()));
+        }
     }
 
     /// Connects to the shared store, if there is one, and waits for the first try. Called once, inside the runtime that
@@ -413,9 +458,16 @@ impl<C: Clock + Clone> Limits<C> {
     /// # Errors
     /// [`Limited`] by `backend-concurrent`.
     pub fn hold_backend(&self, slot: &Slot, backend: &str) -> Result<(), Limited> {
-        let Some(max) = self.config.backends.get(backend).copied() else { return Ok(()) };
-        slot.take(self.keys.of("backend", [backend, "", ""]), Some(max))
-            .map_err(|max| Limited::slot("backend-concurrent", max))
+        let held = |max: Option<&NonZeroU32>, house| match max {
+            Some(max) => slot
+                .take(self.keys.of("backend", [backend, house, ""]), Some(*max))
+                .map_err(|max| Limited::slot("backend-concurrent", max)),
+            None => Ok(()),
+        };
+        let own = self.config.backends.get(backend);
+        let Some(above) = &self.above else { return held(own, "") };
+        held(above.backends.get(backend), "")?;
+        held(own, &above.house)
     }
 
     fn slot(
@@ -507,7 +559,9 @@ impl<C: Clock + Clone> Limits<C> {
             .flatten()
             .chain([&self.registrations])
             .for_each(|rates| rates.sweep());
-        self.quotas.sweep((self.wall)());
+        if self.above.is_none() {
+            self.quotas.sweep((self.wall)());
+        }
     }
 
     fn rule(&self, backend: &str, tool: &str) -> Option<(usize, Bound)> {

@@ -21,7 +21,6 @@ use crate::identity;
 use crate::identity::Identity;
 use crate::identity::Keys;
 use crate::identity::Shared;
-use crate::limits::Limits;
 use crate::policy;
 use crate::policy::Policy;
 use crate::route;
@@ -112,6 +111,8 @@ struct Prints {
     identity: [u8; 32],
     rest: [u8; 32],
     limits: [u8; 32],
+    /// Bounds of the gateway's backends: they hold for tenants with limits of their own, too.
+    backends: [u8; 32],
 }
 
 impl<'a> Builder<'a> {
@@ -130,6 +131,7 @@ impl<'a> Builder<'a> {
             identity: print_of(&config.identity),
             rest: digest(&[rest.as_bytes()]),
             limits: digest(&[format!("{:?}", config.limits).as_bytes()]),
+            backends: digest(&[format!("{:?}", config.limits.backends).as_bytes()]),
         };
         Builder { config, gateway, old, standing, shared, policies: HashMap::new(), prints }
     }
@@ -167,16 +169,21 @@ impl<'a> Builder<'a> {
         if let Some(old) = old
             && old.tenant.as_ref().is_some_and(|tenant| tenant.fingerprint == fingerprint)
             && Arc::ptr_eq(&old.sealer, &self.gateway.sealer)
+            && old.limits.counts_with(&self.gateway.limits)
         {
             return Ok(old.clone());
         }
         let identity = self.identity(tenant, &members, old)?;
         let policy = self.policy(tenant)?;
         let grants = tenant.policy.as_ref().map_or(&self.config.policy.grants, |policy| &policy.grants);
-        let limits = match (&tenant.limits, old) {
-            (None, _) => self.gateway.limits.clone(),
-            (Some(limits), Some(old)) if self.had_limits(tenant) => Arc::new(old.limits.reloaded(limits.clone())),
-            (Some(limits), _) => Arc::new(Limits::new(limits.clone())),
+        let limits = match &tenant.limits {
+            None => self.gateway.limits.clone(),
+            Some(limits) => {
+                let had = |old: &&Arc<House>| old.tenant.as_ref().is_some_and(|tenant| tenant.own_limits);
+                let before = old.filter(had).map(|old| &*old.limits);
+                let own = (&tenant.name, &own_backends);
+                Arc::new(self.gateway.limits.within(limits.clone(), own, before))
+            }
         };
         let known_to_gateway = config::is_known_to_gateway(self.config, tenant);
         Ok(Arc::new(House {
@@ -202,10 +209,6 @@ impl<'a> Builder<'a> {
             tenants: Tenants::default(),
             life: Life::default(),
         }))
-    }
-
-    fn had_limits(&self, tenant: &config::Tenant) -> bool {
-        self.standing.get(&tenant.name).is_some_and(|before| before.limits.is_some())
     }
 
     /// Its own backends, and those of the gateway that its routes lead to.
@@ -269,7 +272,7 @@ impl<'a> Builder<'a> {
         names.sort();
         let text = format!("{tenant:?}{routes:?}{names:?}");
         let identity = tenant.identity.as_ref().map_or(self.prints.identity, print_of);
-        let limits = if tenant.limits.is_none() { self.prints.limits } else { [0; 32] };
+        let limits = if tenant.limits.is_none() { self.prints.limits } else { self.prints.backends };
         digest(&[text.as_bytes(), &identity, &limits, &self.prints.rest])
     }
 }

@@ -327,7 +327,7 @@ fn a_reload_keeps_quotas_used() {
 
 #[test]
 fn a_backend_bounds_all_its_callers_at_once_and_a_slot_counts_there_once() {
-    let backends = HashMap::from([("b".to_owned(), NonZeroU32::new(2).unwrap())]);
+    let backends = std::collections::BTreeMap::from([("b".to_owned(), NonZeroU32::new(2).unwrap())]);
     let (limits, _) = limits(Config { backends, ..Config::default() });
     let whole = now(limits.acquire(&ann(), None, "all", None)).unwrap();
     limits.hold_backend(&whole, "b").unwrap();

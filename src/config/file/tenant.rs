@@ -46,8 +46,8 @@ pub(in crate::config) struct Tenant {
     pub grants: Option<Vec<Grant>>,
     /// Cedar policies for its callers, as the gateway's `policies`.
     pub policies: Option<Strings>,
-    /// How much its callers may do, in place of the gateway's; `tenant` is for all of them together. `address` is the
-    /// gateway's alone. Default: the gateway's.
+    /// How much its callers may do, in place of the gateway's; `tenant` is for all of them together. `address`, `shared`
+    /// and `turns` are the gateway's alone, and its bounds of `backends` hold as well. Default: the gateway's.
     pub limits: Option<Limits>,
     /// MCP servers of its own, beside the gateway's. One with the name of one of the gateway's stands in its place.
     #[schemars(with = "Option<BTreeMap<String, Backend>>")]

@@ -1,8 +1,8 @@
 //! `limits`, as meant: bounds that bound something, backends that exist, and the store that replicas share.
 
 use std::collections::BTreeMap;
-use std::collections::HashMap;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use url::Host;
@@ -10,7 +10,6 @@ use url::Url;
 
 use super::is_loopback;
 use super::policy;
-use crate::backend::remote;
 use crate::config::book::Book;
 use crate::config::book::Key;
 use crate::config::file;
@@ -41,7 +40,9 @@ const PORT: u16 = 6379;
 
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
-pub(super) fn limits(book: &mut Book<'_>, key: &Key, limits: file::Limits, backends: &[remote::Config]) -> Config {
+/// What stands at `limits` below the root, of a gateway or tenant that has these backends.
+pub(super) fn limits(book: &mut Book<'_>, root: &Key, limits: file::Limits, backends: &[Arc<str>]) -> Config {
+    let key = root.at("limits");
     let mut bound = |name: &str, bound: Option<file::CallerBound>| {
         let (bound, key) = (bound.unwrap_or_default(), key.at(name));
         let streams = held(book, &key, "streams", bound.streams);
@@ -67,7 +68,7 @@ pub(super) fn limits(book: &mut Book<'_>, key: &Key, limits: file::Limits, backe
         principal,
         tenant,
         tools,
-        backends: backend_bounds(book, &key.at("backends"), limits.backends.unwrap_or_default(), backends),
+        backends: backend_bounds(book, root, limits.backends.unwrap_or_default(), backends),
         offset_s: limits.utc_offset.map_or(0, |offset| offset.0),
         shared: limits.shared.and_then(|shared| store(book, &key.at("shared"), shared)),
         turns: turns(book, &key.at("turns"), limits.turns.unwrap_or_default()),
@@ -76,14 +77,14 @@ pub(super) fn limits(book: &mut Book<'_>, key: &Key, limits: file::Limits, backe
 
 fn backend_bounds(
     book: &mut Book<'_>,
-    key: &Key,
+    root: &Key,
     bounds: BTreeMap<String, file::BackendBound>,
-    backends: &[remote::Config],
-) -> HashMap<String, NonZeroU32> {
-    let mut all = HashMap::new();
+    backends: &[Arc<str>],
+) -> BTreeMap<String, NonZeroU32> {
+    let mut all = BTreeMap::new();
     for (name, bound) in bounds {
-        let (key, place) = (key.at(&name), Key::default().at("backends").at(&name));
-        if !backends.iter().any(|backend| *backend.name == *name) && !book.touched(&place) {
+        let (key, place) = (root.at("limits").at("backends").at(&name), root.at("backends").at(&name));
+        if !backends.iter().any(|backend| **backend == *name) && !book.touched(&place) {
             book.error(&key, format!("there is no backend `{}`", short(&name)));
         }
         match held(book, &key, "concurrent", bound.concurrent) {

@@ -9,7 +9,7 @@ use super::backend;
 use super::credential;
 use super::edge;
 use super::identity;
-use super::limits_of;
+use super::limits;
 use super::policy;
 use super::route;
 use crate::config::Config;
@@ -192,12 +192,7 @@ fn tenant(
     let stated = written.grants.is_some() || written.policies.is_some();
     let judged = policy::policy(book, key, written.mode, written.grants, written.policies);
     let limits = written.limits.map(|limits| {
-        let key = key.at("limits");
-        if limits.address.is_some() {
-            let why = "is counted before it is known whose a request is: only the gateway's `limits` have it";
-            book.error(&key.at("address"), why);
-        }
-        limits_of(book, &key, limits)
+        limits_of(book, key, limits, &known, gateway)
     });
     Tenant {
         name: name.into(),
@@ -210,6 +205,32 @@ fn tenant(
         backends,
         routes,
     }
+}
+
+/// Figures of its own. What there is one of in the process the gateway's `limits` have.
+fn limits_of(
+    book: &mut Book<'_>,
+    root: &Key,
+    written: file::Limits,
+    backends: &[Arc<str>],
+    gateway: &Config,
+) -> crate::limits::Config {
+    let own_offset = written.utc_offset.is_some();
+    for (there, name, why) in [
+        (written.address.is_some(), "address", "is counted before it is known whose a request is"),
+        (written.shared.is_some(), "shared", "is one store for everybody: tenants are counted there, too"),
+        (written.turns.is_some(), "turns", "are of all tenants together"),
+    ] {
+        if there {
+            book.error(&root.at("limits").at(name), format!("{why}: only the gateway's `limits` have it"));
+        }
+    }
+    let written = file::Limits { address: None, shared: None, turns: None, ..written };
+    let mut meant = limits::limits(book, root, written, backends);
+    if !own_offset {
+        meant.offset_s = gateway.limits.offset_s;
+    }
+    meant
 }
 
 fn nobody(identity: &crate::identity::Config) -> bool {
