@@ -38,9 +38,11 @@ use wardgate::exchange::RequestId;
 use wardgate::exchange::Verb;
 use wardgate::gateway::Gateway;
 use wardgate::gateway::House;
+use wardgate::gateway::Life;
 use wardgate::gateway::Lists;
 use wardgate::gateway::Member;
 use wardgate::gateway::Sealer;
+use wardgate::gateway::Tenants;
 use wardgate::identity;
 use wardgate::identity::Identity;
 use wardgate::limits;
@@ -179,13 +181,19 @@ fn gateway(issuer: &Issuer, folder: &Path, scope: &str, after: Duration, new_eac
         old_sse: true,
     };
     let house = House {
-        sealer: Sealer::new().unwrap(),
-        identity: Identity::new(identity::Config { issuers: vec![trusted], ..identity::Config::default() }).unwrap(),
-        limits: Limits::new(limits::Config::default()),
+        sealer: Arc::new(Sealer::new().unwrap()),
+        tenant: None,
+        tenants: Tenants::default(),
+        life: Life::default(),
+        identity: Arc::new(
+            Identity::new(identity::Config { issuers: vec![trusted], ..identity::Config::default() }).unwrap(),
+        ),
+        limits: Arc::new(Limits::new(limits::Config::default()).unwrap()),
         members: backends.into_iter().map(member).collect(),
         mode: Mode::ReadOnly,
         policy: Policy::new(&policy::Config { mode: Mode::ReadOnly, grants: vec![grant], sources: Vec::new() })
-            .unwrap(),
+            .unwrap()
+            .into(),
         public_url: url::Url::parse(AUDIENCE).ok(),
         routes: route::Config { routes: vec![Arc::new(route)] },
         lists: Lists::new(),

@@ -34,9 +34,11 @@ use wardgate::exchange::RequestId;
 use wardgate::exchange::Verb;
 use wardgate::gateway::Gateway;
 use wardgate::gateway::House;
+use wardgate::gateway::Life;
 use wardgate::gateway::Lists;
 use wardgate::gateway::Member;
 use wardgate::gateway::Sealer;
+use wardgate::gateway::Tenants;
 use wardgate::identity;
 use wardgate::identity::Identity;
 use wardgate::limits;
@@ -153,15 +155,19 @@ fn gateway(issuer: &Issuer, folder: &std::path::Path) -> Gateway {
         Member { backend, credential: credentials::Source::none(), mode: None, era: None, fingerprint: [0; 32] };
     let rate = Some(limits::Rate { calls: 1_000_000_000.try_into().unwrap(), period: Duration::from_secs(1) });
     let house = House {
-        identity: Identity::new(identity::Config { issuers: vec![trusted], ..identity::Config::default() }).unwrap(),
-        limits: Limits::new(limits::Config {
-            principal: limits::Bound { calls: rate, concurrent: 1_000.try_into().ok(), streams: None },
+        identity: Arc::new(
+            Identity::new(identity::Config { issuers: vec![trusted], ..identity::Config::default() }).unwrap(),
+        ),
+        limits: Arc::new(Limits::new(limits::Config {
+            principal: limits::Bound { calls: rate, concurrent: 1_000.try_into().ok(), ..limits::Bound::default() },
             ..limits::Config::default()
-        }),
+        })
+        .unwrap()),
         members: [(name.clone(), member)].into(),
         mode: Mode::ReadOnly,
         policy: Policy::new(&policy::Config { mode: Mode::ReadOnly, grants: vec![grant], sources: Vec::new() })
-            .unwrap_or_else(|_| unreachable_policy()),
+            .unwrap_or_else(|_| unreachable_policy())
+            .into(),
         public_url: url::Url::parse(AUDIENCE).ok(),
         routes: route::Config {
             routes: vec![Arc::new(Route {
@@ -175,7 +181,10 @@ fn gateway(issuer: &Issuer, folder: &std::path::Path) -> Gateway {
         },
         lists: Lists::new(),
         first_scopes: Vec::new(),
-        sealer: Sealer::new().unwrap(),
+        sealer: Arc::new(Sealer::new().unwrap()),
+        tenant: None,
+        tenants: Tenants::default(),
+        life: Life::default(),
     };
     let audit =
         Audit::open(&audit::Config { sink: audit::Sink::File(folder.join("audit.jsonl")), ..audit::Config::default() })

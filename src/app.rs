@@ -4,7 +4,9 @@ mod admin;
 mod build;
 mod quarantine;
 mod reload;
+mod tenants;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +25,7 @@ use crate::exchange::Reply;
 use crate::exchange::Request;
 use crate::gateway::Gateway;
 use crate::gateway::Head;
+use crate::gateway::House;
 use crate::gateway::Rejection;
 use crate::server::Server;
 use crate::server::Spine;
@@ -31,6 +34,7 @@ use crate::telemetry::metrics::Metrics;
 
 pub use build::known;
 pub use build::try_rooms;
+use tenants::Standing;
 
 /// How often files are looked at for changes. A change holds after two looks: a key that was revoked, within a second.
 const TICK: Duration = Duration::from_millis(400);
@@ -62,6 +66,8 @@ pub struct App {
     running: JoinHandle<()>,
     ticking: JoinHandle<()>,
     watched: std::sync::Mutex<reload::Watched>,
+    /// Held while a reload is under way: one at a time.
+    standing: tokio::sync::Mutex<Standing>,
 }
 
 impl App {
@@ -77,7 +83,9 @@ impl App {
         let metrics = Arc::new(Metrics::new());
         let audit = Audit::open(&config.audit)?;
         let server = Arc::new(Server::bind(&config.server).await?);
-        let house = build::house(config, None).await.map_err(Error::Rooms)?;
+        let (house, standing) = build::house(config, None, &Standing::default()).await.map_err(Error::Rooms)?;
+        build::warm_new(None, &house);
+        report(&house, None);
         let gateway = Arc::new(Gateway::new(house, audit.clone(), metrics.clone()));
         let (shutdown, stopping) = watch::channel(false);
         let admin = Arc::new(admin::Desk::new(
@@ -95,7 +103,9 @@ impl App {
         metrics.loaded();
         build::begin(&gateway.house());
         let watched = std::sync::Mutex::new(reload::Watched::of(&config.watched));
-        Ok(App { gateway, audit, metrics, server, shutdown, running, ticking, watched })
+        metrics.tenants(&house_counts(&gateway.house()));
+        let standing = tokio::sync::Mutex::new(standing);
+        Ok(App { standing, gateway, audit, metrics, server, shutdown, running, ticking, watched })
     }
 
     /// Every listener as configured, with the address it is bound to.
@@ -232,7 +242,9 @@ impl App {
             return Err(why.to_owned());
         }
         let old = self.gateway.house();
-        let house = build::house(&loaded.config, Some(&old)).await.map_err(|problems| problems.join("\n"))?;
+        let mut standing = self.standing.lock().await;
+        let built = build::house(&loaded.config, Some(&old), &standing).await;
+        let (house, now) = built.map_err(|problems| problems.join("\n"))?;
         let mut notes: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
         notes.extend(self.server.reload(&loaded.config.server).map_err(|error| error.to_string())?);
         if let Ok(mut watched) = self.watched.lock() {
@@ -241,8 +253,42 @@ impl App {
         reload::record_raised(&old, &house, &self.audit);
         build::pin(&loaded.config, &house);
         let old = self.gateway.swap(house.clone());
+        *standing = now;
+        report(&house, Some(&old));
+        self.metrics.tenants(&house_counts(&house));
+        build::warm_new(Some(&old), &house);
         build::begin_new(&old, &house);
         build::stop_unused(&old, &house, &self.metrics);
         Ok(notes)
     }
+}
+
+/// How many tenants are in force, kept as they were, and absent.
+fn house_counts(house: &House) -> [(&'static str, usize); 3] {
+    let kept = house.tenants.troubles().iter().filter(|trouble| trouble.kept).count();
+    let refused = house.tenants.troubles().len() - kept;
+    [("in_force", house.tenants.iter().count()), ("kept", kept), ("refused", refused)]
+}
+
+/// Says in the log what is wrong with which tenant, and which came and went.
+fn report(house: &House, old: Option<&House>) {
+    for trouble in house.tenants.troubles() {
+        let tenant = &*trouble.name;
+        match trouble.kept {
+            true => tracing::error!(tenant, "the tenant cannot be as it is written now; it stays as it was"),
+            false => tracing::error!(tenant, "the tenant cannot be as it is written; it is absent"),
+        }
+        trouble.problems.iter().for_each(|problem| tracing::error!(tenant, "{problem}"));
+    }
+    let Some(old) = old else {
+        let count = house.tenants.iter().count();
+        if count > 0 {
+            tracing::info!(count, "tenants");
+        }
+        return;
+    };
+    let names = |house: &House| house.tenants.iter().filter_map(|house| house.name().cloned()).collect::<BTreeSet<_>>();
+    let (before, now) = (names(old), names(house));
+    before.difference(&now).for_each(|tenant| tracing::info!(%tenant, "the tenant is gone"));
+    now.difference(&before).for_each(|tenant| tracing::info!(%tenant, "a new tenant"));
 }

@@ -89,6 +89,7 @@ pub struct Record {
     pub issuer: Option<String>,
     pub actor: Option<String>,
     pub client: Option<String>,
+    /// The configured tenant, else what the credential says.
     pub tenant: Option<String>,
     /// `User`, `Service` or `Agent`.
     pub caller: Option<&'static str>,
@@ -101,6 +102,8 @@ pub struct Record {
     pub acr: Option<String>,
     pub amr: Vec<String>,
     pub auth_time: Option<String>,
+    /// The configured tenant: for metrics, whose labels no credential may choose.
+    pub home: Option<Arc<str>>,
     /// The caller is a guest in the tenant.
     pub guest: bool,
     /// The token left groups out: what is decided by groups was decided against the caller.

@@ -11,6 +11,7 @@ mod scalar;
 mod schema;
 mod show;
 mod strict;
+mod tenants;
 #[cfg(test)]
 mod tests;
 pub(crate) mod yaml;
@@ -19,15 +20,19 @@ use std::fmt;
 use std::io::Read as _;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 pub use document::Document;
 pub use document::cedar;
 pub use document::document;
 pub use schema::schema;
 pub use show::show;
+pub use tenants::is_known_to_gateway;
+pub use tenants::settle;
 
 use crate::audit;
 use crate::backend::remote;
+use crate::catalog::Mode;
 use crate::gateway;
 use crate::identity;
 use crate::limits;
@@ -49,11 +54,39 @@ pub struct Config {
     pub limits: limits::Config,
     pub backends: Vec<remote::Config>,
     pub routes: route::Config,
+    /// Each with a meaning of its own; whether they go together, [`settle`] says.
+    pub tenants: Vec<Arc<Tenant>>,
+    /// Files of tenants that have none.
+    pub refused: Vec<Refused>,
     pub audit: audit::Config,
     pub sessions: gateway::Sessions,
     pub log: Log,
     /// Files whose change makes a reload: the configuration itself, policies, keys, certificates, secrets.
     pub watched: Vec<PathBuf>,
+}
+
+/// One tenant, as meant: what it states, and nothing that it has from the gateway.
+#[derive(Clone, Debug)]
+pub struct Tenant {
+    pub name: Arc<str>,
+    /// Its own file; `None`: it is in the gateway's.
+    pub file: Option<PathBuf>,
+    pub rule: gateway::Rule,
+    pub identity: Option<identity::Config>,
+    pub mode: Option<Mode>,
+    /// `None`: the gateway's, all of it.
+    pub policy: Option<policy::Config>,
+    pub limits: Option<limits::Config>,
+    pub backends: Vec<remote::Config>,
+    /// As written: without the tenant's hosts and path.
+    pub routes: Option<route::Config>,
+}
+
+/// A tenant that cannot be as it is written.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Refused {
+    pub name: Arc<str>,
+    pub problems: Vec<Problem>,
 }
 
 /// The log on standard error.
@@ -156,13 +189,19 @@ pub fn load(path: &Path, options: Options) -> Result<Loaded, Errors> {
     let whole = |message: String| {
         Errors(vec![Problem { file: path.to_owned(), line: 0, column: 0, key: String::new(), message }])
     };
-    let file = std::fs::File::open(path).map_err(|error| whole(format!("cannot be read: {error}")))?;
-    let mut text = String::new();
-    let bytes_max = u64::try_from(FILE_BYTES_MAX).unwrap_or(u64::MAX).saturating_add(1);
-    file.take(bytes_max).read_to_string(&mut text).map_err(|error| whole(format!("cannot be read: {error}")))?;
+    let text = text_of(path, FILE_BYTES_MAX as u64).map_err(whole)?;
     let mut loaded = parse(&text, path, options)?;
     loaded.config.watched.insert(0, path.to_owned());
     Ok(loaded)
+}
+
+/// The text of a file, or why there is none.
+fn text_of(path: &Path, bytes_max: u64) -> Result<String, String> {
+    let unreadable = |error: std::io::Error| format!("cannot be read: {error}");
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    let mut text = String::new();
+    file.take(bytes_max.saturating_add(1)).read_to_string(&mut text).map_err(unreadable)?;
+    if text.len() as u64 > bytes_max { Err(format!("larger than {bytes_max} bytes")) } else { Ok(text) }
 }
 
 /// Takes `text` as the content of the file at `path`, which need not exist.
@@ -193,6 +232,9 @@ pub fn parse(text: &str, path: &Path, options: Options) -> Result<Loaded, Errors
     errors.extend(more);
     errors.sort_by(|a, b| (a.line, a.column, &a.key).cmp(&(b.line, b.column, &b.key)));
     errors.dedup();
+    if let Some(config) = &config {
+        errors.extend(tenants::clashes_within(config, path));
+    }
     match config {
         Some(config) if errors.is_empty() => Ok(Loaded { config: Config { watched, ..config }, warnings }),
         _ => Err(Errors(errors)),

@@ -1,7 +1,7 @@
 //! The life of one request, top to bottom. Read this file first.
 //!
 //! ```text
-//! admit → verify → parse → find → prepare → authorize → acquire → obtain → call → apply → close
+//! admit → verify → turn → parse → find → prepare → authorize → acquire → obtain → call → apply → close
 //! ```
 //!
 //! Each step returns the value the next one needs; there is no other way to get it.
@@ -23,7 +23,9 @@ mod rejection;
 mod seal;
 mod stream;
 mod tasks;
+mod tenants;
 
+use std::collections::HashSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
@@ -36,9 +38,9 @@ use http::HeaderValue;
 use http::header::ALLOW;
 use http::header::RETRY_AFTER;
 use http::header::WWW_AUTHENTICATE;
-use tokio::sync::watch;
 
 pub use house::House;
+pub use house::Life;
 pub use house::Member;
 pub use list::Lists;
 pub use rejection::Facts;
@@ -49,6 +51,11 @@ pub use seal::KeyError;
 pub use seal::Purpose;
 pub use seal::Sealer;
 pub use seal::Sessions;
+pub use tenants::Certificate;
+pub use tenants::Rule;
+pub use tenants::Tenant;
+pub use tenants::Tenants;
+pub use tenants::Trouble;
 
 use crate::audit::Audit;
 use crate::exchange::Peer;
@@ -71,8 +78,6 @@ use prepare::Asked;
 #[derive(Clone)]
 pub struct Gateway {
     house: Arc<ArcSwap<House>>,
-    /// Which house it is by now. Open-ended streams end when it changes, to be judged anew.
-    reloads: watch::Sender<u64>,
     audit: Arc<Audit>,
     metrics: Arc<Metrics>,
     /// What legacy sessions with modern backends are in the middle of.
@@ -97,14 +102,7 @@ pub struct Head {
 
 impl Gateway {
     pub fn new(house: Arc<House>, audit: Arc<Audit>, metrics: Arc<Metrics>) -> Gateway {
-        Gateway {
-            house: Arc::new(ArcSwap::new(house)),
-            reloads: watch::Sender::new(0),
-            audit,
-            metrics,
-            lobby: Arc::default(),
-            berths: Arc::default(),
-        }
+        Gateway { house: Arc::new(ArcSwap::new(house)), audit, metrics, lobby: Arc::default(), berths: Arc::default() }
     }
 
     /// The configuration in force. A request takes it once, so it sees one configuration from end to end.
@@ -112,25 +110,26 @@ impl Gateway {
         self.house.load_full()
     }
 
-    /// Puts a new configuration in force and returns the old one.
+    /// Puts a new configuration in force and returns the old one. A tenant's house that is in both lives on.
     pub fn swap(&self, house: Arc<House>) -> Arc<House> {
-        let old = self.house.swap(house);
-        self.reloads.send_modify(|count| *count += 1);
+        let old = self.house.swap(house.clone());
+        let kept: HashSet<*const House> = house.houses().map(Arc::as_ptr).collect();
+        old.houses().filter(|house| !kept.contains(&Arc::as_ptr(house))).for_each(|house| house.life.end());
         old
     }
 
     /// Total: one request, one reply, one audit record. Dropping the future (the client left) still leaves a record.
     pub async fn serve(&self, request: Request) -> Reply {
-        // Before the house: a reload in between must be seen, not missed.
-        let reloads = self.reloads.subscribe();
-        let house = self.house.load_full();
+        let whole = self.house.load_full();
         let request = Arc::new(request);
         let mut open = Open::begin(&request, &self.audit, &self.metrics);
+        let house = whole.of(&request); // the gateway's or a tenant's
+        open.at(house.name());
         if !self.audit.available() {
             return self.reject(&house, (&request.host, &request.path), open, Rejection::AuditUnavailable);
         }
         // Boxed here, before it is wrapped: each wrapping moves it, and it is large.
-        let work = AssertUnwindSafe(self.answer(&house, &request, reloads, &mut open).boxed()).catch_unwind();
+        let work = AssertUnwindSafe(self.answer(&whole, &house, &request, &mut open).boxed()).catch_unwind();
         let ended = pingora::time::timeout(request.deadline.saturating_duration_since(Instant::now()), work).await;
         match settled(ended, &open) {
             Ok(outgoing) => outgoing.into_reply(open),
@@ -140,26 +139,43 @@ impl Gateway {
 
     async fn answer(
         &self,
-        house: &Arc<House>,
+        whole: &House,
+        place: &Arc<House>,
         request: &Arc<Request>,
-        reloads: watch::Receiver<u64>,
         open: &mut Open,
     ) -> Result<Outgoing, Rejection> {
-        let (route, entry) = house.routes.resolve(&request.host, &request.path).ok_or(Rejection::NotFound)?;
-        let route = route.clone();
-        open.on(&route);
+        let (route, entry) = place.resolve(&request.host, &request.path).ok_or(Rejection::NotFound)?;
+        open.on(route);
         if let Entry::Messages(_) = entry {
             open.path(route.messages_path(""));
         }
-        let principal = house.identity.verify(request).await?; // 401 here, and only here
+        let (house, principal) = whole.receive(place.clone(), request).await?; // 401 here, and only here
         open.who(&principal);
-        let errand = Errand { house: house.clone(), route, reloads, principal, request: request.clone(), slot: None };
+        let (route, entry) = house.routes.resolve(&request.host, &request.path).ok_or(Rejection::NotFound)?;
+        let (route, reloads) = (route.clone(), house.life.watch());
+        // Of the whole process, whosever house it is: nobody crowds others out.
+        let turn = Arc::new(whole.limits.turn(&principal, request.body.len()).await?);
+        let errand = Errand {
+            house: house.clone(),
+            route,
+            reloads,
+            principal,
+            request: request.clone(),
+            slot: None,
+            turn: turn.clone(),
+        };
+        let outgoing = self.carry_out(errand, entry, open).await;
+        turn.end(); // whatever holds the errand on
+        outgoing
+    }
+
+    async fn carry_out(&self, errand: Errand, entry: Entry<'_>, open: &mut Open) -> Result<Outgoing, Rejection> {
         match entry {
             Entry::Endpoint => {}
-            Entry::Stream => return old::stream(self, errand, open),
+            Entry::Stream => return old::stream(self, errand, open).await,
             Entry::Messages(name) => return old::message(self, errand, name, open).boxed().await,
         }
-        let asked = Asked::read(request, open)?; // the message; headers agree with body
+        let asked = Asked::read(&errand.request, open)?; // the message; headers agree with body
         // authorize → acquire → obtain → call → apply
         match asked.era() {
             Era::Modern => errand.modern(asked, open).await,
@@ -263,8 +279,8 @@ impl Gateway {
                 Some((WWW_AUTHENTICATE, challenge::insufficient_scope(&scopes, metadata_url().as_deref(), scheme)))
             }
             Rejection::MethodNotAllowed { allow } => Some((ALLOW, (*allow).to_owned())),
-            Rejection::RateLimited { retry_after, .. } | Rejection::CredentialUnavailable { retry_after, .. } => {
-                Some((RETRY_AFTER, rejection::seconds(*retry_after).to_string()))
+            other if other.retry_after().is_some() => {
+                Some((RETRY_AFTER, rejection::seconds(other.retry_after().unwrap_or_default()).to_string()))
             }
             _ if facts.retryable && facts.status >= 429 => Some((RETRY_AFTER, "1".to_owned())),
             _ => None,
@@ -273,6 +289,11 @@ impl Gateway {
             && let Ok(value) = HeaderValue::try_from(value)
         {
             reply = reply.with(name, value);
+        }
+        for (name, value) in rejection.rate_limit() {
+            if let Ok(value) = HeaderValue::try_from(value) {
+                reply = reply.with(name, value);
+            }
         }
         open.refused(&rejection, facts, &reply);
         reply

@@ -16,11 +16,13 @@ mod oidc;
 mod pattern;
 mod presented;
 pub mod registration;
+mod shared;
 pub(crate) mod strict;
 mod subject;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -44,6 +46,7 @@ use presented::Presented;
 
 pub use pattern::Names;
 pub use pattern::Pattern;
+pub use shared::Shared;
 pub use subject::Subject;
 
 /// Verified tokens kept, so that a signature is checked once and not per call.
@@ -52,6 +55,8 @@ const TOKENS_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 /// What a verified token weighs at least, so that there are never more than `TOKENS_MAX`.
 const TOKEN_WEIGHT_MIN: u64 = TOKENS_BYTES_MAX.div_ceil(TOKENS_MAX);
+
+const NO_API_KEYS: &str = "API keys are not accepted here";
 
 /// Client certificates whose rule has been found.
 const CERTIFICATES_MAX: u64 = 10_000;
@@ -127,7 +132,7 @@ pub struct Proofs {
     pub dpop: Demand,
 }
 
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub enum Keys {
     /// OIDC discovery at the issuer, then its `jwks_uri`.
     Discover,
@@ -173,6 +178,11 @@ pub enum CertificateMatch {
 }
 
 impl CertificateMatch {
+    /// Is it this certificate?
+    pub fn matches(&self, certificate: &ClientCertificate) -> bool {
+        mtls::matches(self, certificate)
+    }
+
     /// Does it take the tenant from the name?
     pub fn names_tenant(&self) -> bool {
         match self {
@@ -243,6 +253,8 @@ pub enum StartError {
 
 /// The one verb, [`Identity::verify`], with what it needs: issuers and their keys, API keys, certificate rules.
 pub struct Identity {
+    /// Tells its entries from those of others in caches that are shared.
+    realm: u64,
     trust: jwt::Trust,
     facades: Vec<Arc<facade::Facade>>,
     api_keys: Option<api_key::Keys>,
@@ -255,7 +267,7 @@ pub struct Identity {
     replays: Arc<dpop::Replays>,
     groups_asked: Arc<groups::Tally>,
     tokens: Cache<TokenKey, Arc<jwt::Verified>>,
-    named: Cache<String, Option<Arc<Principal>>>,
+    named: Cache<(u64, String), Option<Arc<Principal>>>,
 }
 
 /// A principal made once, in both forms a connection can give it.
@@ -279,6 +291,8 @@ impl Pair {
 /// The same token on a connection with and without a client certificate is two principals.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 struct TokenKey {
+    /// Of which identity: a token is good for the one that verified it.
+    realm: u64,
     digest: [u8; digest::SHA256_OUTPUT_LEN],
     mtls: bool,
 }
@@ -286,22 +300,30 @@ struct TokenKey {
 impl Identity {
     /// Reads the files named in `config` and checks it. Issuers are not asked yet: see [`Identity::warm`].
     pub fn new(config: Config) -> Result<Identity, StartError> {
-        Identity::build(config, None)
+        Identity::build(config, None, &mut Shared::new(None))
     }
 
     /// The identity for a new configuration, on reload: keys already fetched from an issuer that is configured as
     /// before are carried over, and so are the DPoP proofs that were seen; verified tokens are not.
     pub fn renewed(&self, config: Config) -> Result<Identity, StartError> {
-        Identity::build(config, Some(self))
+        Identity::build(config, Some(self), &mut Shared::new(Some(self)))
     }
 
-    fn build(config: Config, previous: Option<&Identity>) -> Result<Identity, StartError> {
+    /// One of several of the same gateway, and of `previous` where this one was configured before: issuers' keys, HTTP
+    /// clients and memory are shared, and nothing that was verified.
+    ///
+    /// # Errors
+    /// As [`Identity::new`].
+    pub fn among(config: Config, previous: Option<&Identity>, shared: &mut Shared) -> Result<Identity, StartError> {
+        Identity::build(config, previous, shared)
+    }
+
+    fn build(config: Config, previous: Option<&Identity>, shared: &mut Shared) -> Result<Identity, StartError> {
         let api_keys = config.api_keys.as_deref().map(|path| {
             let old = previous.and_then(|previous| previous.api_keys.as_ref());
             api_key::Keys::read(path, old)
         });
         let api_keys = api_keys.transpose()?;
-        let mut fetchers = oidc::Fetchers::default();
         let mut trust = jwt::Trust::default();
         let groups_asked = previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.groups_asked));
         for issuer in config.issuers {
@@ -316,11 +338,12 @@ impl Identity {
                     .iter()
                     .find(|old| old.config.issuer == issuer.issuer && old.config.keys == issuer.keys)
             });
-            trust.issuers.push(jwt::Trusted::new(issuer, old.map(|old| &old.source), &mut fetchers)?);
+            let known = old.map(|old| old.source.clone()).or_else(|| shared.issuer(&issuer));
+            trust.issuers.push(jwt::Trusted::new(issuer, known.as_ref(), &mut shared.fetchers)?);
         }
         for entra in config.entra {
             let known = previous.map(|previous| previous.trust.directories.as_slice()).unwrap_or_default();
-            let directory = entra::Directory::new(entra, known, &mut fetchers, &groups_asked)?;
+            let directory = entra::Directory::new(entra, known, shared, &groups_asked)?;
             if trust.directories.iter().any(|other| other.config.overlaps(&directory.config)) {
                 let reason = "is configured twice".into();
                 return Err(StartError::Issuer { issuer: directory.login_at(), reason });
@@ -332,7 +355,7 @@ impl Identity {
             let old = previous.and_then(|previous| previous.facades.iter().find(|old| *old.login() == login));
             facades.push(match old {
                 Some(facade) => Arc::clone(facade),
-                None => Arc::new(facade::Facade::new(login, &mut fetchers)?),
+                None => Arc::new(facade::Facade::new(login, &mut shared.fetchers)?),
             });
         }
         let anonymous = config.anonymous.map(|scopes| {
@@ -345,7 +368,8 @@ impl Identity {
                 ..Claims::default()
             })
         });
-        Ok(Identity {
+        let identity = Identity {
+            realm: shared::realm(),
             trust,
             facades,
             api_keys,
@@ -355,11 +379,13 @@ impl Identity {
             hosts: config.hosts,
             anonymous,
             assertions: config.assertions,
-            replays: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.replays)),
+            replays: Arc::clone(&shared.replays),
             groups_asked,
-            tokens: tokens(),
-            named: Cache::new(CERTIFICATES_MAX),
-        })
+            tokens: shared.tokens.clone(),
+            named: shared.named.clone(),
+        };
+        shared.learn(&identity);
+        Ok(identity)
     }
 
     /// Who sent this request? A credential that is there and not good is an error, never a reason to try the next.
@@ -375,7 +401,7 @@ impl Identity {
         match Presented::by(request)? {
             Presented::ApiKey(key) => match &self.api_keys {
                 Some(keys) => keys.verify(key, request.at, valid.is_some()),
-                None => Err(Error::invalid("API keys are not accepted here")),
+                None => Err(Error::invalid(NO_API_KEYS)),
             },
             Presented::Token(scheme, token) => self.token(scheme, token, request, valid).await,
             Presented::Nothing => {
@@ -385,6 +411,29 @@ impl Identity {
                     None => self.anonymous.as_ref().map(|pair| pair.of(valid.is_some())).ok_or(Error::Missing),
                 }
             }
+        }
+    }
+
+    /// The client certificate that a request comes with, if it is good now; who knows its bearer is another question.
+    ///
+    /// # Errors
+    /// When a proxy says something of one that cannot be understood.
+    pub fn certificate<'a>(&self, request: &'a Request) -> Result<Option<Cow<'a, ClientCertificate>>, Error> {
+        let shown = match self.proxy.as_ref().filter(|proxy| proxy.is_at(&request.peer)) {
+            Some(proxy) => proxy.certificate(request)?.map(Cow::Owned),
+            None => request.peer.certificate.as_ref().map(Cow::Borrowed),
+        };
+        Ok(shown.filter(|certificate| mtls::is_current(certificate, request.at)))
+    }
+
+    /// What the bearer of a credential is told that nobody here knows; one that is good, and somebody else's, too.
+    pub fn stranger(&self, request: &Request) -> Error {
+        match Presented::by(request) {
+            Ok(Presented::ApiKey(_)) if self.api_keys.is_some() => Error::invalid(api_key::UNKNOWN),
+            Ok(Presented::ApiKey(_)) => Error::invalid(NO_API_KEYS),
+            Ok(Presented::Token(scheme, _)) => self.trust.stranger().by(scheme),
+            Ok(Presented::Nothing) => Error::Missing,
+            Err(error) => error,
         }
     }
 
@@ -489,7 +538,7 @@ impl Identity {
         if token.len() > jwt::TOKEN_BYTES_MAX {
             return Err(Error::invalid("the token is too long"));
         }
-        let key = TokenKey { digest: sha256(token.as_bytes()), mtls: certificate.is_some() };
+        let key = TokenKey { realm: self.realm, digest: sha256(token.as_bytes()), mtls: certificate.is_some() };
         if let Some(known) = self.tokens.get(&key).filter(|known| known.still_trusted(request.started)) {
             known.check(request.at, certificate)?;
             return Ok(known);
@@ -536,6 +585,7 @@ impl Identity {
             true => format!("forwarded {}", hex(&sha256(format!("{certificate:?}").as_bytes()))),
             false => certificate.fingerprint.clone(),
         };
+        let key = (self.realm, key);
         if let Some(known) = self.named.get(&key) {
             return known;
         }

@@ -51,12 +51,14 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use self::engine::Engine;
+use self::engine::Memory;
 use self::grants::Lowered;
 pub use self::grounds::Origin;
 pub use self::grounds::Place;
 pub use self::grounds::Whom;
 use self::judge::Lister;
 pub use self::known::Known;
+use self::load::Inherited;
 use self::load::Loaded;
 use self::load::Reads;
 pub use self::question::About;
@@ -166,6 +168,11 @@ impl Permit {
     /// [`Principal::key`] of whom it was given to: what is kept upstream for one principal serves no other.
     pub fn owner(&self) -> &Arc<str> {
         &self.owner
+    }
+
+    /// In whose line it waits where lines are fair: the tenant's, or without one the principal's own.
+    pub fn share(&self) -> &str {
+        self.caller.as_ref().map_or(&*self.owner, |caller| caller.share())
     }
 
     /// Whom it was given to, for what is done on their behalf.
@@ -284,6 +291,8 @@ const SHADOWS_MAX: usize = 16;
 pub struct Policy {
     engine: Engine,
     trials: Vec<Trial>,
+    /// The `forbid` policies among the sources: they hold for tenants, too.
+    forbids: Inherited,
     lowered: Lowered,
     /// As they were written, for those who want to know more than a judgement.
     written: Vec<cedar_policy::Policy>,
@@ -306,24 +315,37 @@ impl Policy {
     /// # Errors
     /// Everything that is wrong, at once.
     pub fn over(config: &Config, known: &Known) -> Result<Policy, Vec<Error>> {
+        Policy::build(config, Loaded::new(known), Arc::new(Memory::of(engine::DECISIONS_MAX)))
+    }
+
+    /// The judgement of a tenant with grants or policies of its own: those, and what the gateway's `forbid`. What was
+    /// answered before is remembered within the same bounds, and never for each other.
+    ///
+    /// # Errors
+    /// Everything that is wrong, at once.
+    pub fn within(&self, config: &Config, known: &Known) -> Result<Policy, Vec<Error>> {
+        Policy::build(config, Loaded::with(known, &self.forbids), self.engine.memory())
+    }
+
+    fn build(config: &Config, mut loaded: Loaded<'_>, memory: Arc<Memory>) -> Result<Policy, Vec<Error>> {
         let mut errors = Vec::new();
         let lowered = grants::lower(&config.grants, &mut errors);
-        let mut loaded = Loaded::new(known);
         loaded.grants(&lowered, &mut errors);
         for (file, text) in &config.sources {
             loaded.source(file, text, &mut errors);
         }
+        let forbids = loaded.forbids();
         let Loaded { written, policies, reads, notes, origins, .. } = loaded;
         let wrong = |what: String| Error::Set { what };
         let whom = grounds::whom(&written, &config.grants);
         let (shadows, enforced): (Vec<_>, Vec<_>) =
             policies.into_iter().partition(|policy| policy.annotation(SHADOW).is_some());
-        let engine = engine_of(enforced.clone(), reads, engine::DECISIONS_MAX);
+        let engine = engine_of(enforced.clone(), reads, memory);
         let mut trials = Vec::new();
         for (id, policies) in grounds::trials(shadows) {
             let together = enforced.iter().cloned().chain(policies).collect();
-            let decisions_max = engine::DECISIONS_MAX / SHADOWS_MAX as u64;
-            match engine_of(together, reads, decisions_max) {
+            let memory = Memory::of(engine::DECISIONS_MAX / SHADOWS_MAX as u64);
+            match engine_of(together, reads, Arc::new(memory)) {
                 Ok(engine) => trials.push(Trial { id, engine }),
                 Err(what) => errors.push(wrong(what)),
             }
@@ -332,7 +354,9 @@ impl Policy {
             errors.push(wrong(format!("more than {SHADOWS_MAX} policies are in shadow mode")));
         }
         match engine {
-            Ok(engine) if errors.is_empty() => Ok(Policy { engine, trials, lowered, written, origins, whom, notes }),
+            Ok(engine) if errors.is_empty() => {
+                Ok(Policy { engine, trials, forbids, lowered, written, origins, whom, notes })
+            }
             engine => {
                 errors.extend(engine.err().map(wrong));
                 Err(errors)
@@ -441,9 +465,9 @@ impl Policy {
     }
 }
 
-fn engine_of(policies: Vec<cedar_policy::Policy>, reads: Reads, decisions_max: u64) -> Result<Engine, String> {
+fn engine_of(policies: Vec<cedar_policy::Policy>, reads: Reads, memory: Arc<Memory>) -> Result<Engine, String> {
     let groupless = groupless::taken_against(&policies)?.map(set_of).transpose()?;
-    Ok(Engine::new(&set_of(policies)?, groupless.as_ref(), reads, decisions_max))
+    Ok(Engine::new(&set_of(policies)?, groupless.as_ref(), reads, memory))
 }
 
 fn set_of(policies: Vec<cedar_policy::Policy>) -> Result<cedar_policy::PolicySet, String> {

@@ -91,6 +91,10 @@ pub struct Principal {
     key: Arc<str>,
     authority: u128,
     assertion: Option<Assertion>,
+    /// The key without the configured tenant.
+    name: Arc<str>,
+    /// The configured tenant it is in. `claims.tenant` is only what the credential says.
+    home: Option<Arc<str>>,
 }
 
 /// The caller's own token, sealed: it can be opened only by the room that can name the type of what is inside, and that
@@ -119,7 +123,30 @@ impl Principal {
     pub fn verified(claims: Claims) -> Self {
         let key = format!("{}|{}|{}", claims.issuer, claims.tenant.as_deref().unwrap_or(""), claims.subject);
         let authority = authority(&claims);
-        Principal { claims: Arc::new(claims), key: key.into(), authority, assertion: None }
+        let key: Arc<str> = key.into();
+        Principal { claims: Arc::new(claims), name: key.clone(), key, authority, assertion: None, home: None }
+    }
+
+    /// The same caller as one of this configured tenant: what is kept, counted or decided for it serves no other tenant.
+    #[must_use]
+    pub fn at_home(&self, tenant: &Arc<str>) -> Self {
+        // No issuer has a control character: no caller without a tenant has such a key.
+        let key = format!("\u{1f}{tenant}\u{1f}{}", self.name);
+        let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
+        digest.update(&self.authority.to_le_bytes());
+        digest.update(tenant.as_bytes());
+        let authority = half(&digest.finish());
+        Principal { key: key.into(), authority, home: Some(tenant.clone()), ..self.clone() }
+    }
+
+    /// The configured tenant it is in, if there is one: a name from a list that the operator wrote.
+    pub fn home(&self) -> Option<&Arc<str>> {
+        self.home.as_ref()
+    }
+
+    /// Whose it is: the configured tenant, and where there is none, what the credential says.
+    pub fn tenant_name(&self) -> Option<&str> {
+        self.home.as_deref().or(self.tenant.as_deref())
     }
 
     /// Somebody who is only asked about: for the workbench, which answers what a policy would say. Nothing is served to
@@ -141,9 +168,19 @@ impl Principal {
         self.assertion.as_ref()
     }
 
-    /// issuer, tenant and subject: names the principal in limits, sessions and caches.
+    /// issuer, tenant and subject, as policies name the principal.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// The same with the configured tenant: names the principal in limits, sessions and caches.
     pub fn key(&self) -> &Arc<str> {
         &self.key
+    }
+
+    /// In whose line it waits where lines are fair, and with whom its counts stand: its tenant, or without one itself.
+    pub fn share(&self) -> &str {
+        self.tenant_name().unwrap_or(&self.key)
     }
 
     /// Digest of everything policy can see: two principals with the same authority get the same decisions.
@@ -199,8 +236,41 @@ fn authority(claims: &Claims) -> u128 {
     }
     let login = claims.auth_time.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
     field(&login.map_or_else(String::new, |since| since.as_millis().to_string()));
-    let bytes = digest.finish();
+    half(&digest.finish())
+}
+
+fn half(digest: &ring::digest::Digest) -> u128 {
     let mut half = [0u8; 16];
-    half.iter_mut().zip(bytes.as_ref()).for_each(|(to, from)| *to = *from);
+    half.iter_mut().zip(digest.as_ref()).for_each(|(to, from)| *to = *from);
     u128::from_le_bytes(half)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_caller_in_two_tenants_shares_neither_key_nor_decisions() {
+        let claims = Claims { subject: "ann".into(), issuer: "https://idp".into(), ..Claims::default() };
+        let nowhere = Principal::for_tests(claims);
+        let (one, other) = (nowhere.at_home(&"one".into()), nowhere.at_home(&"other".into()));
+        let all = [&nowhere, &one, &other];
+        for (index, left) in all.iter().enumerate() {
+            for right in all.iter().skip(index + 1) {
+                assert_ne!(left.key(), right.key());
+                assert_ne!(left.authority(), right.authority());
+            }
+        }
+        assert_eq!(one.key(), nowhere.at_home(&"one".into()).key());
+        assert_eq!((nowhere.tenant_name(), one.tenant_name()), (None, Some("one")));
+    }
+
+    #[test]
+    fn the_configured_tenant_stands_before_what_the_credential_says() {
+        let claims = Claims { tenant: Some("5f0f".into()), ..Claims::default() };
+        let principal = Principal::for_tests(claims);
+        assert_eq!(principal.tenant_name(), Some("5f0f"));
+        let principal = principal.at_home(&"contoso".into());
+        assert_eq!((principal.tenant_name(), principal.tenant.as_deref()), (Some("contoso"), Some("5f0f")));
+    }
 }

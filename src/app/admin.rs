@@ -11,6 +11,7 @@ use super::quarantine;
 use super::quarantine::Watch;
 use crate::audit::Audit;
 use crate::gateway::Gateway;
+use crate::gateway::House;
 use crate::server::Admin;
 use crate::server::Server;
 use crate::telemetry::metrics::Metrics;
@@ -61,7 +62,9 @@ impl Admin for Desk {
     }
 
     fn clear_credentials(&self) -> u64 {
-        let count = self.gateway.house().members.values().map(|member| member.credential.clear()).sum::<u64>();
+        let house = self.gateway.house();
+        let all = house.houses().flat_map(|house| house.own_members());
+        let count = all.map(|(_, member)| member.credential.clear()).sum::<u64>();
         self.audit.event("credentials_cleared", &[("tokens", &count.to_string())]);
         count
     }
@@ -78,22 +81,65 @@ impl Admin for Desk {
         backends.sort_by_key(|backend| backend["name"].to_string());
         let routes: Vec<_> =
             house.routes.routes.iter().map(|route| json!({ "path": route.path, "backends": route.backends.iter().map(|name| &**name).collect::<Vec<_>>() })).collect();
+        let limits = &house.limits;
+        let shared = limits.shared().map(|shared| {
+            let nodes: Vec<_> =
+                shared.nodes().into_iter().map(|node| json!({ "node": node.name, "up": node.up })).collect();
+            json!({ "nodes": nodes, "unreachable": shared.unreachable().as_str() })
+        });
+        let turns = limits.turns();
         json!({
+            "limits": {
+                "shared": shared,
+                "turns": { "in_progress": turns.taken(), "in_progress_max": turns.places(), "waiting": turns.waiting() },
+            },
             "version": env!("CARGO_PKG_VERSION"),
             "mode": house.mode.as_str(),
             "ready": self.ready().is_ok(),
             "backends": backends,
             "routes": routes,
+            "tenants": house.tenants.iter().map(|house| tenant(house)).collect::<Vec<_>>(),
+            "tenants_in_trouble": house.tenants.troubles().iter().map(|trouble| {
+                json!({ "name": &*trouble.name, "kept": trouble.kept, "problems": trouble.problems })
+            }).collect::<Vec<_>>(),
         })
     }
 }
 
+/// What may be known of a tenant by whoever runs the gateway: no secrets, and nobody's names.
+fn tenant(house: &House) -> Value {
+    let routes = house.routes.routes.iter().map(|route| {
+        let backends: Vec<_> = route.backends.iter().map(|name| &**name).collect();
+        json!({ "host": route.host, "path": route.path, "backends": backends })
+    });
+    let mut backends: Vec<_> = house
+        .own_members()
+        .map(|(name, member)| json!({ "name": &**name, "healthy": member.backend.healthy(), "tools": member.backend.catalog().tools.len() }))
+        .collect();
+    backends.sort_by_key(|backend| backend["name"].to_string());
+    json!({
+        "name": house.name().map(|name| &**name),
+        "mode": house.mode.as_str(),
+        "backends": backends,
+        "routes": routes.collect::<Vec<_>>(),
+    })
+}
+
 fn gauges(gateway: &Gateway, audit: &Audit, metrics: &Metrics) {
-    for (name, member) in &gateway.house().members {
-        metrics.backend(name, member.backend.healthy(), member.backend.catalog().tools.len());
+    let whole = gateway.house();
+    let mut keys = whole.identity.api_keys_used();
+    for house in whole.houses() {
+        for (name, member) in house.own_members() {
+            metrics.backend(&house.label(name), member.backend.healthy(), member.backend.catalog().tools.len());
+        }
+        if house.tenant.as_ref().is_some_and(|tenant| tenant.own_identity) {
+            keys.extend(house.identity.api_keys_used());
+        }
     }
-    metrics.api_keys(&gateway.house().identity.api_keys_used());
-    metrics.entra_groups(&gateway.house().identity.groups_asked());
+    metrics.turns(whole.limits.turns().taken(), whole.limits.turns().waiting());
+    metrics.shared_limits(whole.limits.shared());
+    metrics.api_keys(&keys);
+    metrics.entra_groups(&whole.identity.groups_asked());
     metrics.audit(&audit.status());
 }
 
@@ -104,7 +150,9 @@ pub(super) async fn tick(gateway: Arc<Gateway>, audit: Arc<Audit>, metrics: Arc<
     loop {
         tokio::select! {
             _ = every.tick() => {
-                gateway.house().limits.sweep();
+                let whole = gateway.house();
+                let own = |house: &&Arc<House>| house.tenant.as_ref().is_some_and(|tenant| tenant.own_limits);
+                whole.tenants.iter().filter(own).chain([&whole]).for_each(|house| house.limits.sweep());
                 gauges(&gateway, &audit, &metrics);
             }
             _ = looks.tick() => watch.look(&gateway.house(), &audit, &metrics),

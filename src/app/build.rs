@@ -1,19 +1,27 @@
 //! Rooms from a configuration: on start, on reload (keeping what did not change), and only to see whether they would do.
 
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
+use super::tenants::Builder;
+use super::tenants::Chosen;
+use super::tenants::Standing;
+use crate::backend::Backend;
 use crate::backend::remote;
+use crate::catalog::Mode;
 use crate::config::Config;
 use crate::config::Loaded;
 use crate::credentials::Source;
 use crate::gateway::Gateway;
 use crate::gateway::House;
+use crate::gateway::Life;
 use crate::gateway::Lists;
 use crate::gateway::Member;
 use crate::gateway::Sealer;
+use crate::gateway::Tenants;
 use crate::identity::Identity;
 use crate::limits::Limits;
 use crate::policy::Grant;
@@ -29,14 +37,21 @@ const HINT: &str = "every tool is above the mode and hidden: unclassified tools 
 const INTRODUCTION: Duration = Duration::from_secs(10);
 
 /// Every room, or every problem. What an equal configuration built before is kept with its pools, caches and counters.
-pub(super) async fn house(config: &Config, old: Option<&House>) -> Result<Arc<House>, Vec<String>> {
+pub(super) async fn house(
+    config: &Config,
+    old: Option<&House>,
+    standing: &Standing,
+) -> Result<(Arc<House>, Standing), Vec<String>> {
     let mut problems = Vec::new();
+    let chosen = Chosen::of(config, standing);
+    let mut trusted = config.identity.clone();
+    trusted.assertions |= chosen.need_callers();
     let policy = Policy::over(&config.policy, &known(config))
         .map_err(|errors| problems.extend(errors.iter().map(ToString::to_string)))
         .ok();
     let identity = match old {
-        Some(old) => old.identity.renewed(config.identity.clone()),
-        None => Identity::new(config.identity.clone()),
+        Some(old) => old.identity.renewed(trusted),
+        None => Identity::new(trusted),
     };
     let identity = identity.map_err(|error| problems.push(error.to_string())).ok();
     let mut members = HashMap::new();
@@ -46,40 +61,65 @@ pub(super) async fn house(config: &Config, old: Option<&House>) -> Result<Arc<Ho
             Err(problem) => problems.push(problem),
         }
     }
-    let sealer = Sealer::configured(&config.sessions, old.map(|old| &old.sealer))
-        .map_err(|_| problems.push("the system gives no random numbers".to_owned()))
-        .ok();
-    let (Some(policy), Some(identity), Some(sealer), true) = (policy, identity, sealer, problems.is_empty()) else {
-        return Err(problems);
-    };
     let limits = match old {
         Some(old) => old.limits.reloaded(config.limits.clone()),
         None => Limits::new(config.limits.clone()),
     };
-    identity.warm().await;
-    Ok(Arc::new(House {
-        identity,
-        limits,
+    let limits = limits.map_err(|error| problems.push(error.to_string())).ok();
+    let sealer = Sealer::kept(&config.sessions, old.map(|old| &old.sealer))
+        .map_err(|_| problems.push("the system gives no random numbers".to_owned()))
+        .ok();
+    let (Some(policy), Some(identity), Some(limits), Some(sealer), true) =
+        (policy, identity, limits, sealer, problems.is_empty())
+    else {
+        return Err(problems);
+    };
+    tokio::join!(identity.warm(), limits.start());
+    let mut house = House {
+        identity: Arc::new(identity),
+        limits: Arc::new(limits),
         members,
         mode: config.policy.mode,
-        policy,
+        policy: Arc::new(policy),
         public_url: config.public_url.clone(),
         routes: config.routes.clone(),
         lists: Lists::after(old.map(|old| &old.lists)),
         first_scopes: first_scopes(&config.policy.grants),
         sealer,
-    }))
+        tenant: None,
+        tenants: Tenants::default(),
+        life: Life::default(),
+    };
+    let (tenants, standing) = Builder::new(config, &house, old, standing).build(chosen);
+    house.tenants = tenants;
+    Ok((Arc::new(house), standing))
+}
+
+/// Fetches the keys of issuers that only tenants have, one after the other: nobody waits for them.
+pub(super) fn warm_new(old: Option<&Arc<House>>, new: &Arc<House>) {
+    let known: HashSet<*const Identity> =
+        old.iter().flat_map(|old| old.houses()).map(|house| Arc::as_ptr(&house.identity)).collect();
+    let own = new.tenants.iter().filter(|house| house.tenant.as_ref().is_some_and(|tenant| tenant.own_identity));
+    let new: Vec<Arc<Identity>> =
+        own.map(|house| house.identity.clone()).filter(|identity| !known.contains(&Arc::as_ptr(identity))).collect();
+    if !new.is_empty() {
+        tokio::spawn(async move {
+            for identity in new {
+                identity.warm().await;
+            }
+        });
+    }
 }
 
 /// The scopes whose grants do least.
-fn first_scopes(grants: &[Grant]) -> Vec<String> {
+pub(super) fn first_scopes(grants: &[Grant]) -> Vec<String> {
     let highest = |grant: &Grant| grant.allow.iter().max().copied();
     let scoped = || grants.iter().filter(|grant| grant.scope.is_some());
     let least = scoped().filter_map(highest).min();
     scoped().filter(|grant| highest(grant) == least).filter_map(|grant| grant.scope.clone()).collect()
 }
 
-fn member(config: &remote::Config, old: Option<&House>) -> Result<Member, String> {
+pub(super) fn member(config: &remote::Config, old: Option<&House>) -> Result<Member, String> {
     let print = fingerprint(config);
     let known = old.and_then(|house| house.members.get(&config.name)).filter(|member| member.fingerprint == print);
     // Together: what was got with an old credential goes with it.
@@ -134,13 +174,19 @@ pub fn try_rooms(loaded: &Loaded) -> Result<Vec<String>, String> {
     let config = &loaded.config;
     let mut problems = Vec::new();
     let notes = match Policy::over(&config.policy, &known(config)) {
-        Ok(policy) => policy.notes().to_vec(),
+        Ok(policy) => {
+            problems.extend(super::tenants::try_tenants(config, &policy));
+            policy.notes().to_vec()
+        }
         Err(errors) => {
             problems.extend(errors.iter().map(ToString::to_string));
             Vec::new()
         }
     };
     if let Err(error) = Identity::new(config.identity.clone()) {
+        problems.push(error.to_string());
+    }
+    if let Err(error) = Limits::new(config.limits.clone()) {
         problems.push(error.to_string());
     }
     if let Err(error) = crate::server::check(&config.server) {
@@ -156,34 +202,53 @@ pub fn try_rooms(loaded: &Loaded) -> Result<Vec<String>, String> {
 
 /// Says once, in the log, what each backend offers and how much of it this mode shows.
 pub(super) async fn introduce(gateway: Arc<Gateway>) {
-    let house = gateway.house();
-    for (name, member) in &house.members {
-        let deadline = Instant::now() + INTRODUCTION;
-        let own = match member.credential.own(deadline).await {
-            Ok(Some(own)) => own,
-            Ok(None) => {
-                tracing::info!(backend = %name, "it is asked for its tools when the first caller comes, as that caller");
-                continue;
-            }
-            Err(error) => {
-                tracing::warn!(backend = %name, %error, "there is no credential to ask it for its tools yet");
-                continue;
-            }
-        };
-        match member.backend.refresh(own, deadline).await {
-            Ok(catalog) => {
-                let mode = member.mode.map_or(house.mode, |mode| mode.min(house.mode));
-                let shown = catalog.tools.values().filter(|decl| mode.admits(decl.lowest_effect())).count();
-                tracing::info!(backend = %name, tools = catalog.tools.len(), within_mode = shown, mode = mode.as_str(), "backend is up");
-                if shown == 0 && !catalog.tools.is_empty() {
-                    tracing::warn!(backend = %name, "{HINT}");
-                } else if shown < catalog.tools.len() {
-                    tracing::info!(backend = %name, "tools above the mode are hidden; unclassified ones count as destroy");
-                }
-            }
-            Err(error) => tracing::warn!(backend = %name, %error, "backend is not reachable yet"),
+    let whole = gateway.house();
+    for house in whole.houses() {
+        for (name, member) in house.own_members() {
+            introduced(&house.label(name), member, house.mode).await;
         }
     }
+}
+
+async fn introduced(name: &str, member: &Member, mode: Mode) {
+    let deadline = Instant::now() + INTRODUCTION;
+    let own = match member.credential.own(deadline).await {
+        Ok(Some(own)) => own,
+        Ok(None) => {
+            tracing::info!(backend = %name, "it is asked for its tools when the first caller comes, as that caller");
+            return;
+        }
+        Err(error) => {
+            tracing::warn!(backend = %name, %error, "there is no credential to ask it for its tools yet");
+            return;
+        }
+    };
+    match member.backend.refresh(own, deadline).await {
+        Ok(catalog) => {
+            let mode = member.mode.map_or(mode, |own| own.min(mode));
+            let shown = catalog.tools.values().filter(|decl| mode.admits(decl.lowest_effect())).count();
+            tracing::info!(backend = %name, tools = catalog.tools.len(), within_mode = shown, mode = mode.as_str(), "backend is up");
+            if shown == 0 && !catalog.tools.is_empty() {
+                tracing::warn!(backend = %name, "{HINT}");
+            } else if shown < catalog.tools.len() {
+                tracing::info!(backend = %name, "tools above the mode are hidden; unclassified ones count as destroy");
+            }
+        }
+        Err(error) => tracing::warn!(backend = %name, %error, "backend is not reachable yet"),
+    }
+}
+
+/// Every backend with the name that metrics and logs have for it.
+fn backends(house: &Arc<House>) -> Vec<(String, Arc<dyn Backend>)> {
+    let own = |house: &Arc<House>| {
+        let named = house.own_members().map(|(name, member)| (house.label(name), member.backend.clone()));
+        named.collect::<Vec<_>>()
+    };
+    house.houses().flat_map(own).collect()
+}
+
+fn address(backend: &Arc<dyn Backend>) -> usize {
+    Arc::as_ptr(backend).cast::<()>().addr()
 }
 
 /// Tools that were approved, or are not any more: a backend that is kept keeps its connections and processes.
@@ -196,35 +261,35 @@ pub(super) fn pin(config: &Config, house: &House) {
 }
 
 /// Begins the background work of every backend.
-pub(super) fn begin(house: &House) {
-    house.members.values().for_each(|member| member.backend.start());
+pub(super) fn begin(house: &Arc<House>) {
+    backends(house).iter().for_each(|(_, backend)| backend.start());
 }
 
 /// Begins the background work of the backends that the old house had not.
-pub(super) fn begin_new(old: &House, new: &House) {
-    for (name, member) in &new.members {
-        if !old.members.get(name).is_some_and(|was| Arc::ptr_eq(&was.backend, &member.backend)) {
-            member.backend.start();
-        }
-    }
+pub(super) fn begin_new(old: &Arc<House>, new: &Arc<House>) {
+    let known: HashSet<usize> = backends(old).iter().map(|(_, backend)| address(backend)).collect();
+    backends(new).iter().filter(|(_, backend)| !known.contains(&address(backend))).for_each(|(_, one)| one.start());
 }
 
 /// Ends what the old house had and the new one has not.
-pub(super) fn stop_unused(old: &House, new: &House, metrics: &Metrics) {
-    for (name, member) in &old.members {
-        let kept = new.members.get(name).is_some_and(|now| Arc::ptr_eq(&now.backend, &member.backend));
-        if !kept {
-            let backend = member.backend.clone();
+pub(super) fn stop_unused(old: &Arc<House>, new: &Arc<House>, metrics: &Metrics) {
+    let now = backends(new);
+    let kept: HashSet<usize> = now.iter().map(|(_, backend)| address(backend)).collect();
+    let labels: HashSet<&str> = now.iter().map(|(label, _)| label.as_str()).collect();
+    for (label, backend) in backends(old) {
+        if !labels.contains(label.as_str()) {
+            metrics.forget_backend(&label);
+        }
+        if !kept.contains(&address(&backend)) {
             tokio::spawn(async move { backend.stop().await });
         }
-        if !new.members.contains_key(name) {
-            metrics.forget_backend(name);
-        }
     }
+    let gone = old.tenants.iter().filter_map(|house| house.name()).filter(|name| new.tenants.find(name).is_none());
+    gone.for_each(|name| metrics.forget_tenant(name));
 }
 
-pub(super) async fn stop(house: &House) {
-    for member in house.members.values() {
-        member.backend.stop().await;
+pub(super) async fn stop(house: &Arc<House>) {
+    for (_, backend) in backends(house) {
+        backend.stop().await;
     }
 }

@@ -52,6 +52,8 @@ fn stamp(path: &std::path::Path) -> Option<Stamp> {
 pub(super) fn record_raised(old: &House, new: &House, audit: &Audit) {
     let ceilings = |house: &House| {
         let mut all = vec![("gateway".to_owned(), house.mode)];
+        let tenants = house.tenants.iter().filter_map(|house| Some((format!("tenant {}", house.name()?), house.mode)));
+        all.extend(tenants);
         all.extend(
             house.members.iter().filter_map(|(name, member)| member.mode.map(|mode| (format!("backend {name}"), mode))),
         );

@@ -212,6 +212,8 @@ struct Ask<'a> {
     repeatable: bool,
     /// The principal's key; empty for the gateway itself.
     owner: &'a str,
+    /// In whose line it waits: a tenant's, or the principal's own.
+    share: &'a str,
     /// Set when the call has what it needs on our side, such as a connection: before that the upstream was not asked.
     reached: Option<&'a OnceLock<Instant>>,
 }
@@ -226,6 +228,7 @@ impl<'a> Ask<'a> {
             bindings: &call.decl.headers,
             repeatable: call.repeatable(),
             owner: permit.owner(),
+            share: permit.share(),
             reached: None,
         }
     }

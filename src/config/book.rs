@@ -1,11 +1,13 @@
 //! `Book`: collects what is wrong while the file gets its meaning, and turns names of files and secrets into the things.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read as _;
 use std::ops::RangeInclusive;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use globset::Glob;
@@ -55,12 +57,69 @@ pub(super) struct Book<'a> {
     errors: Vec<Problem>,
     warnings: Vec<Problem>,
     watched: Vec<PathBuf>,
+    known: HashSet<PathBuf>,
+    /// Where the section is that is read now: at the root, or at a tenant.
+    section: Key,
+    /// Backends that it may name, and that are not below it.
+    elsewhere: Vec<Arc<str>>,
+    part: Part,
+}
+
+/// What of a configuration is read.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Part {
+    Whole,
+    Gateway,
+    Tenant,
 }
 
 impl<'a> Book<'a> {
     pub(super) fn new(file: &'a Path, options: &'a Options, root: &'a Node, pruned: Vec<String>) -> Self {
         let base = options.base.clone().unwrap_or_else(|| file.parent().map(Path::to_owned).unwrap_or_default());
-        Book { file, base, options, root, pruned, errors: Vec::new(), warnings: Vec::new(), watched: Vec::new() }
+        Book {
+            file,
+            base,
+            options,
+            root,
+            pruned,
+            errors: Vec::new(),
+            warnings: Vec::new(),
+            watched: Vec::new(),
+            known: HashSet::new(),
+            section: Key::default(),
+            elsewhere: Vec::new(),
+            part: Part::Whole,
+        }
+    }
+
+    /// What is read from now on is the gateway's part of a configuration that has tenants.
+    pub(super) fn begin_gateway(&mut self) {
+        self.section = Key::default();
+        self.elsewhere = Vec::new();
+        self.part = Part::Gateway;
+    }
+
+    /// What is read from now on is a tenant's. It may name these backends, too.
+    pub(super) fn begin_tenant(&mut self, section: &Key, elsewhere: &[Arc<str>]) {
+        self.section = section.clone();
+        self.elsewhere = elsewhere.to_vec();
+        self.part = Part::Tenant;
+    }
+
+    /// Is it the section of a tenant?
+    pub(super) fn is_tenant(&self) -> bool {
+        self.part == Part::Tenant
+    }
+
+    /// May what is missing here be elsewhere?
+    pub(super) fn is_part(&self) -> bool {
+        self.part != Part::Whole
+    }
+
+    /// Can this section name a backend like this?
+    pub(super) fn has_backend(&self, name: &str) -> bool {
+        let place = self.section.at("backends").at(name);
+        self.has(&place) || self.touched(&place) || self.elsewhere.iter().any(|known| **known == *name)
     }
 
     /// Errors, warnings, files to watch.
@@ -82,6 +141,11 @@ impl<'a> Book<'a> {
     pub(super) fn warn(&mut self, key: &Key, message: impl Into<String>) {
         let problem = self.problem(key, message.into());
         self.warnings.push(problem);
+    }
+
+    /// Warnings of other files that belong to this one.
+    pub(super) fn warned(&mut self, warnings: Vec<Problem>) {
+        self.warnings.extend(warnings);
     }
 
     /// A complaint about what is not there, unless it was there and wrong.
@@ -215,7 +279,7 @@ impl<'a> Book<'a> {
     }
 
     pub(super) fn watch(&mut self, path: &Path) {
-        if !self.watched.iter().any(|known| known == path) {
+        if self.known.insert(path.to_owned()) {
             self.watched.push(path.to_owned());
         }
     }

@@ -5,6 +5,7 @@ mod credential;
 mod identity;
 mod login;
 mod route;
+mod tenant;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -46,7 +47,13 @@ pub(super) use identity::Resolve;
 pub(super) use login::Login;
 pub(super) use route::Destination;
 pub(super) use route::Route;
+pub(super) use tenant::FOLDER;
+pub(super) use tenant::Tenant;
+pub(super) use tenant::TenantCertificate;
+pub(super) use tenant::Tenants;
 
+use super::scalar::Offset;
+use super::scalar::Quotas;
 use super::scalar::Rate;
 use super::scalar::Reference;
 use super::scalar::Size;
@@ -72,7 +79,7 @@ pub(super) struct File {
     /// How callers prove who they are; at least one way. A bad credential is refused, it never falls through to another way.
     #[schemars(with = "Vec<Identity>")]
     pub identity: Option<Vec<Identity>>,
-    /// The ceiling over everything that is granted. It never grants; the lowest of gateway, route and backend holds.
+    /// The ceiling over everything that is granted. It never grants; the lowest of gateway, tenant, route and backend holds.
     /// Default: `read-only`.
     pub mode: Option<Mode>,
     /// Who may do what. What nobody granted is denied.
@@ -88,6 +95,9 @@ pub(super) struct File {
     /// MCP endpoints of the gateway; at least one.
     #[schemars(with = "Vec<Route>")]
     pub routes: Option<Vec<Route>>,
+    /// Tenants, by name: each with its own callers, and with backends, grants and limits of its own or the gateway's. Under
+    /// `folder`, a folder with more of them, each in a file `NAME.yaml`. Default: none.
+    pub tenants: Option<Tenants>,
     /// How the sessions of legacy clients are kept.
     pub sessions: Option<Sessions>,
     /// The listener for `/livez`, `/readyz`, `/metrics` and `/status`. Default: none.
@@ -177,6 +187,75 @@ pub(super) struct Limits {
     pub tenant: Option<CallerBound>,
     /// Of one caller and one tool; the first entry that matches the tool holds.
     pub tools: Option<Vec<ToolBound>>,
+    /// Of everybody at one backend, by its name. Each replica counts for itself.
+    pub backends: Option<std::collections::BTreeMap<String, BackendBound>>,
+    /// Whose midnight ends the days and months of quotas: `+02:00`. There is no summer time. Default: `+00:00`, UTC.
+    pub utc_offset: Option<Offset>,
+    /// Count `calls` and `quota` of all replicas together, in Redis or Valkey. Default: each replica counts for itself.
+    pub shared: Option<SharedLimits>,
+    /// Turns of requests before they wait for anything: tenants (callers without one: each by itself) take turns, so that a
+    /// crowd of one does not delay another.
+    pub turns: Option<Turns>,
+}
+
+/// A bound for one backend.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BackendBound {
+    /// Calls and streams held at once.
+    pub concurrent: Option<u32>,
+}
+
+/// Redis (6 and later) or Valkey. Exactly one of `url` and `nodes`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SharedLimits {
+    /// `redis://HOST:PORT`, or `rediss://HOST:PORT` with TLS; `/N` at the end chooses a database.
+    pub url: Option<String>,
+    /// Several servers side by side (no Redis Cluster), in place of `url`: each tenant is counted by one of them. The same
+    /// list on every replica.
+    pub nodes: Option<Vec<String>>,
+    /// The name to log in with. Default: the server's default user.
+    pub user: Option<String>,
+    /// Default: no login.
+    pub password: Option<Reference>,
+    /// PEM file of the authorities that the servers' certificates are verified against. Default: the system's.
+    pub ca: Option<String>,
+    /// What every key begins with. Default: `wardgate:`.
+    pub prefix: Option<String>,
+    /// Secret that keys the hashes of callers' and tenants' names; the same on every replica. Default: hashes without a key,
+    /// which whoever reads the store can compare with names they guess.
+    pub key: Option<Reference>,
+    /// For one question; a server that does not answer three in a row is asked no more until it is back. Default: `50ms`.
+    pub timeout: Option<Span>,
+    /// To connect, TLS and login included. Default: `1s`.
+    pub connect_timeout: Option<Span>,
+    /// What holds while a server cannot be asked. Default: `local`.
+    pub unreachable: Option<Unreachable>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Unreachable {
+    /// The same figures, counted by each replica for itself.
+    Local,
+    /// Calls that a rate or a quota is for are refused (503, `limits_unavailable`).
+    Refuse,
+}
+
+/// Who is in progress, and who waits for that.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Turns {
+    /// Requests that are read and judged at once; what they wait for later (servers, tokens) is not counted. Default: 4 for
+    /// each core.
+    pub in_progress: Option<u32>,
+    /// Requests in line. Default: `10000`.
+    pub waiting_max: Option<u32>,
+    /// Of one tenant, or caller without one. Default: `1000`.
+    pub waiting_per_tenant_max: Option<u32>,
+    /// How long one waits until it is refused (503, `queue_full`). Default: `5s`.
+    pub wait: Option<Span>,
 }
 
 /// A rate, a number of calls at once, a number of streams at once, or several of them.
@@ -185,6 +264,8 @@ pub(super) struct Limits {
 pub(super) struct CallerBound {
     /// Calls over time, as a bucket that refills evenly: `60 per 1m`.
     pub calls: Option<Rate>,
+    /// Calls in each day or month: `1000 per day`; or a list of both. Without `shared` a restart forgets them.
+    pub quota: Option<Quotas>,
     /// Calls and streams held at once.
     pub concurrent: Option<u32>,
     /// Event streams held open at once: `GET` streams of legacy clients and `subscriptions/listen` of modern ones. They
@@ -201,6 +282,8 @@ pub(super) struct ToolBound {
     pub tools: Option<String>,
     /// Calls over time, as a bucket that refills evenly: `60 per 1m`.
     pub calls: Option<Rate>,
+    /// Calls in each day or month: `1000 per day`; or a list of both. Without `shared` a restart forgets them.
+    pub quota: Option<Quotas>,
     /// Calls held at once.
     pub concurrent: Option<u32>,
 }

@@ -4,12 +4,12 @@ mod backend;
 mod credential;
 mod edge;
 mod identity;
+mod limits;
 mod login;
 pub(super) mod policy;
 mod route;
 mod sessions;
-
-use std::num::NonZeroU32;
+mod tenant;
 
 use url::Url;
 
@@ -22,18 +22,18 @@ use super::file;
 use super::file::File;
 use super::scalar::short;
 use crate::audit;
-use crate::limits;
 use crate::secret::Secret;
 use crate::server;
 
 /// A shorter key would be weaker than the digests it makes.
 const DIGEST_KEY_BYTES_MIN: usize = 32;
 
-const CONCURRENT_MAX: u32 = 1_000_000;
-
 /// Everything the file means. What is wrong is in the book; then the result is not used.
 pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
     let root = Key::default();
+    if file.tenants.is_some() || book.touched(&root.at("tenants")) {
+        book.begin_gateway();
+    }
     let public = file.public_url.is_some();
     let public_url = public_url(book, &root.at("public_url"), file.public_url);
     let listeners = edge::listeners(book, &root, file.listeners);
@@ -51,10 +51,12 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
     credential::check_forwarded(book, &root, &backends, &identity);
     credential::check_tenants(book, &root, &backends, &identity);
     identity.assertions = backends.iter().any(|backend| backend.credential.needs_callers());
-    let routes = route::routes(book, &root, file.routes, &backends);
+    let names: Vec<_> = backends.iter().map(|backend| backend.name.clone()).collect();
+    let routes = route::routes(book, &root, file.routes, &names, &names);
     identity.hosts = routes.routes.iter().filter_map(|route| route.host.clone()).collect();
     let policy = policy::policy(book, &root, file.mode, file.grants, file.policies);
-    let limits = file.limits.map(|limits| limits_of(book, &root.at("limits"), limits)).unwrap_or_default();
+    let limits =
+        file.limits.map(|limits| limits::limits(book, &root, limits, &names)).unwrap_or_default();
     let audit = audit(book, &root, file.audit, &listeners);
     let sessions = sessions::sessions(book, &root.at("sessions"), file.sessions.unwrap_or_default());
     let log = log(book, &root.at("log"), file.log.unwrap_or_default());
@@ -64,7 +66,28 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
         admission,
         shutdown_grace: file.shutdown_grace.map_or(edge::SHUTDOWN_GRACE, |span| span.0),
     };
-    Config { server, public_url, identity, policy, limits, backends, routes, audit, sessions, log, watched: Vec::new() }
+    let mut config = Config {
+        server,
+        public_url,
+        identity,
+        policy,
+        limits,
+        backends,
+        routes,
+        audit,
+        sessions,
+        log,
+        ..Config::default()
+    };
+    if let Some(written) = file.tenants {
+        let meant = tenant::tenants(book, &root, written, &config);
+        book.warned(meant.warnings);
+        if !config.server.admission.hosts.is_empty() {
+            config.server.admission.hosts.extend(tenant::hosts(&meant.tenants));
+        }
+        (config.tenants, config.refused) = (meant.tenants, meant.refused);
+    }
+    config
 }
 
 fn public_url(book: &mut Book<'_>, key: &Key, text: Option<String>) -> Option<Url> {
@@ -93,44 +116,6 @@ fn is_loopback(url: &Url) -> bool {
         Some(url::Host::Ipv6(address)) => address.is_loopback(),
         None => false,
     }
-}
-
-fn limits_of(book: &mut Book<'_>, key: &Key, limits: file::Limits) -> limits::Config {
-    let mut bound = |name: &str, bound: Option<file::CallerBound>| {
-        let bound = bound.unwrap_or_default();
-        let streams = held(book, &key.at(name), "streams", bound.streams);
-        limits::Bound { streams, ..bound_of(book, &key.at(name), bound.calls, bound.concurrent) }
-    };
-    let principal = bound("principal", limits.principal);
-    let tenant = bound("tenant", limits.tenant);
-    let mut tools = Vec::new();
-    for (index, entry) in limits.tools.unwrap_or_default().into_iter().enumerate() {
-        let key = key.at("tools").index(index);
-        let bound = bound_of(book, &key, entry.calls, entry.concurrent);
-        if bound == limits::Bound::default() && !book.touched(&key) {
-            book.error(&key, "limits nothing: give `calls`, `concurrent` or both");
-        }
-        let Some(text) = book.require(&key, "tools", entry.tools, "tools: \"files/*\"") else { continue };
-        policy::check_tools(book, &key.at("tools"), &text);
-        if let Some(glob) = book.glob(&key.at("tools"), &text) {
-            tools.push((glob, bound));
-        }
-    }
-    limits::Config { address: limits.address.map(|rate| rate.0), principal, tenant, tools }
-}
-
-fn bound_of(
-    book: &mut Book<'_>,
-    key: &Key,
-    calls: Option<super::scalar::Rate>,
-    concurrent: Option<u32>,
-) -> limits::Bound {
-    let concurrent = held(book, key, "concurrent", concurrent);
-    limits::Bound { calls: calls.map(|rate| rate.0), concurrent, streams: None }
-}
-
-fn held(book: &mut Book<'_>, key: &Key, name: &str, count: Option<u32>) -> Option<NonZeroU32> {
-    count.and_then(|count| NonZeroU32::new(book.count(key, name, Some(count), 1, CONCURRENT_MAX)))
 }
 
 fn audit(book: &mut Book<'_>, root: &Key, audit: Option<file::Audit>, listeners: &[server::Listener]) -> audit::Config {

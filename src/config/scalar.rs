@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 use std::num::NonZeroU32;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -18,6 +19,9 @@ use crate::limits;
 
 /// Longer is a mistake.
 const SPAN_MAX: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
+/// More is no quota; and it is counted exactly in every store.
+const QUOTA_MAX: u64 = 1_000_000_000_000;
 
 /// A value written as text, or, where that is unambiguous, as a plain number.
 trait Written: Sized {
@@ -170,6 +174,61 @@ impl Written for Rate {
     }
 }
 
+/// So many calls in each day or month.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Quota(pub(super) limits::Quota);
+
+written!(Quota, r"^[0-9]+ per (day|month)$", "string");
+
+impl Written for Quota {
+    const EXPECTED: &'static str = "a quota such as `1000 per day` or `20000 per month`";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let malformed = || format!("`{}` is not {}", short(text), Self::EXPECTED);
+        let (calls, window) = text.split_once(" per ").ok_or_else(malformed)?;
+        let calls: NonZeroU64 = calls.trim().parse().map_err(|_| malformed())?;
+        if calls.get() > QUOTA_MAX {
+            return Err(format!("`{}` is more than {QUOTA_MAX} calls", short(text)));
+        }
+        let window = match window.trim() {
+            "day" => limits::Window::Day,
+            "month" => limits::Window::Month,
+            _ => return Err(malformed()),
+        };
+        Ok(Quota(limits::Quota { calls, window }))
+    }
+}
+
+/// How far a time zone is ahead of UTC, in seconds.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Offset(pub(super) i32);
+
+written!(Offset, r"^[+-](0[0-9]|1[0-4]):[0-5][0-9]$", "string");
+
+impl Written for Offset {
+    const EXPECTED: &'static str = "an offset from UTC such as `+02:00` or `-05:30`";
+
+    fn parse(text: &str) -> Result<Self, String> {
+        const HOURS_MAX: i32 = 14;
+        let malformed = || format!("`{}` is not {}", short(text), Self::EXPECTED);
+        let (sign, clock) = match text.split_at_checked(1) {
+            Some(("+", clock)) => (1, clock),
+            Some(("-", clock)) => (-1, clock),
+            _ => return Err(malformed()),
+        };
+        let two = |digits: &str| {
+            let good = digits.len() == 2 && digits.bytes().all(|byte| byte.is_ascii_digit());
+            good.then(|| digits.parse::<i32>().ok()).flatten().ok_or_else(malformed)
+        };
+        let (hours, minutes) = clock.split_once(':').ok_or_else(malformed)?;
+        let (hours, minutes) = (two(hours)?, two(minutes)?);
+        if hours > HOURS_MAX || minutes > 59 {
+            return Err(malformed());
+        }
+        Ok(Offset(sign * (hours * 60 + minutes) * 60))
+    }
+}
+
 /// Where a secret stands. Never the secret itself.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Reference {
@@ -274,6 +333,49 @@ impl JsonSchema for Strings {
             "type": ["string", "array"],
             "items": { "type": "string" },
         })
+    }
+}
+
+/// One quota, or a list of them.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(super) struct Quotas(pub(super) Vec<Quota>);
+
+impl<'de> Deserialize<'de> for Quotas {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrMany;
+
+        impl<'de> de::Visitor<'de> for OneOrMany {
+            type Value = Quotas;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a quota such as `1000 per day`, or a list of them")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Quotas, E> {
+                Quota::parse(text).map(|quota| Quotas(vec![quota])).map_err(E::custom)
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut items: A) -> Result<Quotas, A::Error> {
+                let mut all = Vec::new();
+                while let Some(item) = items.next_element()? {
+                    all.push(item);
+                }
+                Ok(Quotas(all))
+            }
+        }
+
+        deserializer.deserialize_any(OneOrMany)
+    }
+}
+
+impl JsonSchema for Quotas {
+    fn schema_name() -> Cow<'static, str> {
+        "Quotas".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let quota = generator.subschema_for::<Quota>();
+        json_schema!({ "description": "One quota, or a list of them.", "anyOf": [quota, { "type": "array", "items": quota }] })
     }
 }
 

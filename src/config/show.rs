@@ -1,6 +1,7 @@
 //! The effective configuration as YAML: every default filled in, every secret masked. What it shows can be loaded again.
 
 mod credential;
+mod tenant;
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -121,20 +122,8 @@ fn sheet(config: &Config) -> Shown {
         ("policies", unless_empty(&config.policy.sources, |(name, _)| text(name))),
         ("limits", limits(&config.limits)),
         ("backends", Shown::Map(config.backends.iter().map(|one| (one.name.to_string(), backend(one))).collect())),
-        (
-            "routes",
-            list(&config.routes.routes, |route| {
-                map([
-                    ("path", text(&route.path)),
-                    ("host", maybe(route.host.as_ref(), text)),
-                    ("backends", destinations(route)),
-                    ("separator", maybe(route.names.as_ref(), |names| text(names.separator()))),
-                    ("member_timeout", maybe(route.names.as_ref(), |names| span(names.member_timeout))),
-                    ("mode", maybe(route.mode, mode)),
-                    ("old_sse", word(route.old_sse)),
-                ])
-            }),
-        ),
+        ("routes", list(&config.routes.routes, |one| route(one))),
+        ("tenants", tenant::tenants(&config.tenants)),
         (
             "sessions",
             map([
@@ -174,6 +163,18 @@ fn sheet(config: &Config) -> Shown {
                 ),
             ]),
         ),
+    ])
+}
+
+fn route(route: &Route) -> Shown {
+    map([
+        ("path", text(&route.path)),
+        ("host", maybe(route.host.as_ref(), text)),
+        ("backends", destinations(route)),
+        ("separator", maybe(route.names.as_ref(), |names| text(names.separator()))),
+        ("member_timeout", maybe(route.names.as_ref(), |names| span(names.member_timeout))),
+        ("mode", maybe(route.mode, mode)),
+        ("old_sse", word(route.old_sse)),
     ])
 }
 
@@ -309,15 +310,19 @@ fn demand(demand: Demand) -> Shown {
     })
 }
 
-fn certificate(rule: &identity::CertificateRule) -> Shown {
-    let (name, value) = match &rule.matches {
+fn holder(matches: &CertificateMatch) -> (&'static str, Shown) {
+    match matches {
         CertificateMatch::Dns(pattern) => ("dns", text(pattern.text())),
         CertificateMatch::Email(pattern) => ("email", text(pattern.text())),
         CertificateMatch::Fingerprint(hex) => ("fingerprint", text(hex)),
         CertificateMatch::Spiffe(pattern) => ("spiffe", text(pattern.text())),
         CertificateMatch::Subject(subject) => ("subject", text(subject.text())),
         CertificateMatch::Uri(pattern) => ("uri", text(pattern.text())),
-    };
+    }
+}
+
+fn certificate(rule: &identity::CertificateRule) -> Shown {
+    let (name, value) = holder(&rule.matches);
     let words = |set: &BTreeSet<String>| if set.is_empty() { Shown::Nothing } else { list(set, text) };
     let tenant = match &rule.tenant {
         Tenant::Fixed(name) => text(name),
@@ -351,12 +356,18 @@ fn rate(rate: limits::Rate) -> Shown {
     }
 }
 
+fn quotas(quotas: &[Option<limits::Quota>]) -> Shown {
+    let quotas: Vec<_> = quotas.iter().flatten().collect();
+    unless_empty(&quotas, |quota| word(format_args!("{} per {}", quota.calls, quota.window.as_str())))
+}
+
 fn bound(bound: &limits::Bound) -> Shown {
     if *bound == limits::Bound::default() {
         return Shown::Nothing;
     }
     map([
         ("calls", maybe(bound.calls, rate)),
+        ("quota", quotas(&bound.quotas)),
         ("concurrent", maybe(bound.concurrent, word)),
         ("streams", maybe(bound.streams, word)),
     ])
@@ -365,15 +376,69 @@ fn bound(bound: &limits::Bound) -> Shown {
 fn limits(config: &limits::Config) -> Shown {
     let tools = unless_empty(&config.tools, |(glob, bound)| {
         let calls = maybe(bound.calls, rate);
-        map([("tools", text(glob.glob())), ("calls", calls), ("concurrent", maybe(bound.concurrent, word))])
+        let concurrent = maybe(bound.concurrent, word);
+        map([
+            ("tools", text(glob.glob())),
+            ("calls", calls),
+            ("quota", quotas(&bound.quotas)),
+            ("concurrent", concurrent),
+        ])
     });
+    let mut backends: Vec<_> = config.backends.iter().collect();
+    backends.sort();
+    let backends = backends
+        .into_iter()
+        .map(|(name, concurrent)| (name.clone(), map([("concurrent", word(concurrent))])))
+        .collect();
+    let turns = match config.turns == limits::TurnsConfig::default() {
+        true => Shown::Nothing, // as many as there are cores here
+        false => turns(&config.turns),
+    };
     let shown = [
         ("address", maybe(config.address, rate)),
         ("principal", bound(&config.principal)),
         ("tenant", bound(&config.tenant)),
         ("tools", tools),
+        ("backends", if config.backends.is_empty() { Shown::Nothing } else { Shown::Map(backends) }),
+        ("utc_offset", if config.offset_s == 0 { Shown::Nothing } else { text(offset(config.offset_s)) }),
+        ("shared", maybe(config.shared.as_ref(), shared_limits)),
+        ("turns", turns),
     ];
     if shown.iter().all(|(_, value)| matches!(value, Shown::Nothing)) { Shown::Nothing } else { map(shown) }
+}
+
+fn offset(seconds: i32) -> String {
+    let (sign, minutes) = (if seconds < 0 { '-' } else { '+' }, seconds.unsigned_abs() / 60);
+    format!("{sign}{:02}:{:02}", minutes / 60, minutes % 60)
+}
+
+fn turns(turns: &limits::TurnsConfig) -> Shown {
+    map([
+        ("in_progress", word(turns.in_progress)),
+        ("waiting_max", word(turns.waiting_max)),
+        ("waiting_per_tenant_max", word(turns.waiting_per_tenant_max)),
+        ("wait", span(turns.wait_max)),
+    ])
+}
+
+fn shared_limits(config: &limits::shared::Config) -> Shown {
+    let url = |node: &limits::shared::Address| {
+        let scheme = if node.tls { "rediss" } else { "redis" };
+        let host = if node.host.contains(':') { format!("[{}]", node.host) } else { node.host.clone() };
+        let database = if node.database == 0 { String::new() } else { format!("/{}", node.database) };
+        text(format_args!("{scheme}://{host}:{}{database}", node.port))
+    };
+    map([
+        ("nodes", list(&config.nodes, url)),
+        ("user", maybe(config.user.as_ref(), text)),
+        ("password", maybe(config.password.as_ref(), |_| text(MASK))),
+        ("ca", maybe(config.ca.as_deref(), path)),
+        ("prefix", text(&config.prefix)),
+        ("key", maybe(config.key.as_ref(), |_| text(MASK))),
+        ("timeout", span(config.timeout)),
+        ("connect_timeout", span(config.connect_timeout)),
+        ("unreachable", word(config.unreachable.as_str())),
+    ])
 }
 
 fn backend(config: &remote::Config) -> Shown {

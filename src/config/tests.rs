@@ -99,8 +99,9 @@ fn published_files_load_without_errors() {
     assert!(published.len() >= 7, "where are the examples?");
     published.push(root().join("config/wardgate.yaml"));
     for path in published {
-        if let Err(errors) = load(&path, unchecked()) {
-            panic!("{}:\n{errors}", path.display());
+        match load(&path, unchecked()) {
+            Ok(loaded) => assert_eq!(loaded.config.refused, [], "{}", path.display()),
+            Err(errors) => panic!("{}:\n{errors}", path.display()),
         }
     }
 }

@@ -167,12 +167,12 @@ async fn serve(errand: &Errand, asked: Asked, lobby: &Arc<Lobby>, open: &mut Ope
     let seat = lobby.seat(&guest, errand.principal.key())?;
     match operation {
         Operation::EndSession => {
-            errand.talks(open)?;
+            errand.talks(open).await?;
             lobby.end(&guest);
             Ok(Outgoing::Empty { status: 204 })
         }
         Operation::Stream { last_event_id: Some(event_id) } if !news::is_news(&event_id) => {
-            resume(errand, &seat, &event_id, open)
+            resume(errand, &seat, &event_id, open).await
         }
         Operation::Stream { last_event_id } => {
             news::watch(errand, &Arc::new(guest), &seat, last_event_id.as_deref(), open).await
@@ -180,12 +180,12 @@ async fn serve(errand: &Errand, asked: Asked, lobby: &Arc<Lobby>, open: &mut Ope
         Operation::Post(message) => match message.kind.clone() {
             Kind::Request { id } => request(errand, guest, seat, id, message, open).await,
             Kind::Notification => {
-                errand.talks(open)?;
+                errand.talks(open).await?;
                 notified(&seat, &message);
                 Ok(Outgoing::Empty { status: 202 })
             }
             Kind::Response { id } => {
-                errand.talks(open)?;
+                errand.talks(open).await?;
                 if seat.answered(&id, message.outcome.unwrap_or_default()) {
                     Ok(Outgoing::Empty { status: 202 })
                 } else {
@@ -260,11 +260,11 @@ async fn request(
     };
     match method {
         Method::Ping => {
-            errand.talks(open)?;
+            errand.talks(open).await?;
             empty(&id)
         }
         Method::LoggingSetLevel => {
-            errand.talks(open)?;
+            errand.talks(open).await?;
             let params = message.params.raw.as_ref().and_then(|raw| Object::read(raw));
             let asked = params.and_then(|params| params.text("level")).unwrap_or_default();
             let Some(level) = LEVELS.into_iter().find(|level| *level == asked) else {
@@ -309,8 +309,8 @@ fn notified(seat: &Seat, message: &Message) {
 }
 
 /// GET with `Last-Event-ID`: what the client missed of one stream of its session, and what is still to come of it.
-fn resume(errand: &Errand, seat: &Arc<Seat>, event_id: &str, open: &mut Open) -> Result<Outgoing, Rejection> {
-    let slot = errand.connects(open)?;
+async fn resume(errand: &Errand, seat: &Arc<Seat>, event_id: &str, open: &mut Open) -> Result<Outgoing, Rejection> {
+    let slot = errand.connects(open).await?;
     let (line, number) = seat
         .find_line(event_id, line::Mark::of(errand))
         .ok_or(Rejection::BadRequest { what: "this Last-Event-ID is not known here" })?;

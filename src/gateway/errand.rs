@@ -28,8 +28,8 @@ use crate::catalog::Operation;
 use crate::catalog::Session;
 use crate::credentials::Credential;
 use crate::exchange::Request;
-use crate::limits::Limited;
 use crate::limits::Slot;
+use crate::limits::Turn;
 use crate::mcp::list::ListKind;
 use crate::policy::Permit;
 use crate::principal::Principal;
@@ -45,6 +45,8 @@ pub(super) struct Errand {
     pub(super) request: Arc<Request>,
     /// What is asked is a part of something that was counted and holds this.
     pub(super) slot: Option<Arc<Slot>>,
+    /// Of the request that it began with: ends before anything is waited for.
+    pub(super) turn: Arc<Turn>,
 }
 
 impl Errand {
@@ -78,23 +80,27 @@ impl Errand {
     }
 
     /// May the caller open a stream to any of the route's backends? Counted like a stream of one of them.
-    pub(super) fn connects(&self, open: &mut Open) -> Result<Slot, Rejection> {
-        self.reaches(open, |permit| self.house.limits.acquire_for(&self.principal, permit))
+    pub(super) async fn connects(&self, open: &mut Open) -> Result<Slot, Rejection> {
+        let permit = self.reaches(open)?;
+        self.turn.end();
+        Ok(self.house.limits.acquire_for(&self.principal, &permit).await?)
     }
 
     /// May the caller talk to any of the route's backends? Counted like a message to one of them.
-    pub(super) fn talks(&self, open: &mut Open) -> Result<(), Rejection> {
-        let (key, tenant) = (self.principal.key(), self.principal.tenant.as_deref());
-        let limits = &self.house.limits;
-        self.reaches(open, |permit| limits.acquire(key, tenant, &permit.call().decl.backend, None)).map(drop)
+    pub(super) async fn talks(&self, open: &mut Open) -> Result<(), Rejection> {
+        let (key, tenant) = (self.principal.key(), self.principal.tenant_name());
+        let permit = self.reaches(open)?;
+        self.turn.end();
+        drop(self.house.limits.acquire(key, tenant, &permit.call().decl.backend, None).await?);
+        Ok(())
     }
 
     /// May the caller talk to any of the route's backends? Not counted: what is asked of them is.
     pub(super) fn is_admitted(&self, open: &mut Open) -> Result<(), Rejection> {
-        self.reaches(open, |_| Ok(()))
+        self.reaches(open).map(drop)
     }
 
-    fn reaches<T>(&self, open: &mut Open, acquire: impl FnOnce(&Permit) -> Result<T, Limited>) -> Result<T, Rejection> {
+    fn reaches(&self, open: &mut Open) -> Result<Permit, Rejection> {
         let mut scopes: Vec<String> = Vec::new();
         for name in &self.route.backends {
             let member = self.member(name, open)?;
@@ -107,7 +113,7 @@ impl Errand {
             match self.house.policy.authorize(&self.principal, call, &judged.context) {
                 Ok(permit) => {
                     open.allowed_by(&permit);
-                    return Ok(acquire(&permit)?);
+                    return Ok(permit);
                 }
                 Err(denial) => open.denied_by(&denial),
             }
@@ -123,6 +129,7 @@ impl Errand {
     /// With what a backend is asked about itself: the gateway's own credential, or where only callers have one this
     /// caller's, who must be allowed to talk to it.
     pub(super) async fn asks_with(&self, member: &Member) -> Result<Credential, Rejection> {
+        self.turn.end();
         let deadline = self.request.deadline;
         if let Some(own) = member.credential.own(deadline).await? {
             return Ok(own);
@@ -218,14 +225,16 @@ impl Errand {
         judged.after(house, &self.principal, member)?;
         named.judge(self, member, &judged.context).await?;
         open.allowed_by(&permit);
+        self.turn.end();
         let slot = match slot.or_else(|| self.slot.clone()) {
             Some(slot) => slot,
-            None => Arc::new(house.limits.acquire_for(&self.principal, &permit)?),
+            None => Arc::new(house.limits.acquire_for(&self.principal, &permit).await?),
         };
         if let Some(told) = arguments::refused(permit.call(), &member.backend.catalog()) {
             open.reason("arguments_invalid");
             return Ok(told);
         }
+        house.limits.hold_backend(&slot, member.backend.name())?;
         let mut want = apply::Want::of(&permit, &house.lists, named);
         if member.credential.is_personal() {
             want.keep_nothing(); // whatever the upstream calls public, it was asked as this caller

@@ -134,9 +134,10 @@ impl Federation {
     }
 
     /// One call of the principal, however many backends it goes to.
-    fn slot(&self) -> Result<Arc<Slot>, Rejection> {
+    async fn slot(&self) -> Result<Arc<Slot>, Rejection> {
+        self.errand.turn.end();
         let principal = &self.errand.principal;
         let limits = &self.errand.house.limits;
-        Ok(Arc::new(limits.acquire(principal.key(), principal.tenant.as_deref(), ALL, None)?))
+        Ok(Arc::new(limits.acquire(principal.key(), principal.tenant_name(), ALL, None).await?))
     }
 }

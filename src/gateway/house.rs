@@ -2,11 +2,16 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use tokio::sync::watch;
 
 use super::Lists;
 use super::Sealer;
+use super::Tenant;
+use super::Tenants;
 use crate::backend::Backend;
 use crate::catalog::Mode;
 use crate::credentials;
@@ -17,17 +22,18 @@ use crate::limits::Limits;
 use crate::mcp::Era;
 use crate::policy::Policy;
 use crate::route;
+use crate::route::Entry;
 use crate::route::Route;
 
 const WELL_KNOWN: &str = "/.well-known/oauth-protected-resource";
 
 /// The rooms as configured.
 pub struct House {
-    pub identity: Identity,
-    pub limits: Limits,
+    pub identity: Arc<Identity>,
+    pub limits: Arc<Limits>,
     pub members: HashMap<Arc<str>, Member>,
     pub mode: Mode,
-    pub policy: Policy,
+    pub policy: Arc<Policy>,
     pub public_url: Option<url::Url>,
     pub routes: route::Config,
     /// Filtered lists, remembered under this configuration's policy and no other's.
@@ -35,10 +41,49 @@ pub struct House {
     /// The scopes whose grants do least: what a client is told to ask for first.
     pub first_scopes: Vec<String>,
     /// Seals what clients carry for us: session ids.
-    pub sealer: Sealer,
+    pub sealer: Arc<Sealer>,
+    /// Whose it is; `None`: the gateway's own.
+    pub tenant: Option<Tenant>,
+    /// Houses inside this one; a tenant has none.
+    pub tenants: Tenants,
+    pub life: Life,
+}
+
+/// How long a house is in force. Open-ended streams end with it, to be judged anew.
+pub struct Life {
+    id: u64,
+    number: watch::Sender<u64>,
+}
+
+impl Default for Life {
+    fn default() -> Self {
+        let id = Life::next();
+        Life { id, number: watch::Sender::new(id) }
+    }
+}
+
+impl Life {
+    fn next() -> u64 {
+        static COUNT: AtomicU64 = AtomicU64::new(1);
+        COUNT.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Changes when it ends, also if it has ended already. Its value names the house.
+    pub(super) fn watch(&self) -> watch::Receiver<u64> {
+        let mut life = self.number.subscribe();
+        if *life.borrow() != self.id {
+            life.mark_changed();
+        }
+        life
+    }
+
+    pub(super) fn end(&self) {
+        self.number.send_replace(Life::next());
+    }
 }
 
 /// One backend with what the configuration says about it.
+#[derive(Clone)]
 pub struct Member {
     pub backend: Arc<dyn Backend>,
     pub credential: Arc<credentials::Source>,
@@ -59,13 +104,13 @@ impl House {
     pub(super) fn metadata_url(&self, host: &str, path: &str) -> Option<String> {
         // Without an issuer there is nobody to log in at: a link would lead nowhere.
         let base = self.base().filter(|base| !self.identity.authorization_servers(base).is_empty())?;
-        let (route, _) = self.routes.resolve(host, path)?;
+        let (route, _) = self.resolve(host, path)?;
         Some(format!("{}{WELL_KNOWN}{}", self.base_of(route).unwrap_or(base.to_owned()), route.path))
     }
 
     /// The scopes a client should ask for first: the least that opens this route.
     pub(super) fn base_scopes(&self, host: &str, path: &str) -> Vec<String> {
-        let route = self.routes.resolve(host, path);
+        let route = self.resolve(host, path);
         self.identity.asked_as(&route.map(|(route, _)| self.scopes_of_route(route)).unwrap_or_default())
     }
 
@@ -86,13 +131,21 @@ impl House {
         scopes
     }
 
+    /// What is at this address, for whoever it may be: of this house, or of some tenant that is known by its callers.
+    pub(super) fn resolve<'a>(&self, host: &str, path: &'a str) -> Option<(&Arc<Route>, Entry<'a>)> {
+        self.routes.resolve(host, path).or_else(|| self.tenants.entry(host, path))
+    }
+
     pub(super) fn metadata(&self, host: &str, path: &str) -> Option<Bytes> {
         let suffix = path.strip_prefix(WELL_KNOWN)?;
+        if let Some(house) = self.tenants.at(host, suffix) {
+            return house.metadata(host, path);
+        }
         let base = self.base()?;
         let route = match suffix {
             // The root form names a resource only where there is no doubt which.
             "" | "/" => self.routes.only(host)?,
-            path => self.routes.resolve(host, path)?.0,
+            path => self.resolve(host, path)?.0,
         };
         let servers = self.identity.authorization_servers(base);
         if servers.is_empty() {

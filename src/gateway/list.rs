@@ -5,6 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 use std::time::SystemTime;
@@ -64,6 +66,7 @@ pub(super) struct Listing {
 
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 struct KeptAs {
+    realm: u64,
     backend: Arc<str>,
     kind: ListKind,
     cursor: Option<String>,
@@ -91,9 +94,17 @@ struct Kept {
     until: Instant,
 }
 
+/// Another one for each house of the process.
+fn realm() -> u64 {
+    static COUNT: AtomicU64 = AtomicU64::new(1);
+    COUNT.fetch_add(1, Ordering::Relaxed)
+}
+
 /// The pages filtered lately. A server sends the same list again and again; only the id differs.
 pub struct Lists {
-    cache: Cache<(u128, Arc<str>, ListKind), Arc<Filtered>>,
+    /// Of which house: houses of tenants share caches and no entries.
+    realm: u64,
+    cache: Cache<(u64, u128, Arc<str>, ListKind), Arc<Filtered>>,
     kept: Cache<KeptAs, Arc<Kept>>,
     changes: Mutex<HashMap<(Arc<str>, ListKind), u64>>,
     /// What merged answers are made of.
@@ -114,6 +125,7 @@ impl Lists {
             |_: &_, page: &Arc<Filtered>| u32::try_from(page.input.len() + page.output.len()).unwrap_or(u32::MAX);
         let weight = |_: &_, kept: &Arc<Kept>| u32::try_from(kept.body.len()).unwrap_or(u32::MAX);
         Lists {
+            realm: realm(),
             cache: Cache::builder().max_capacity(CACHE_BYTES_MAX).weigher(weigher).build(),
             kept: Cache::builder().max_capacity(KEPT_BYTES_MAX).weigher(weight).time_to_live(KEPT_MAX).build(),
             changes: Mutex::default(),
@@ -128,9 +140,23 @@ impl Lists {
         Lists { tasks, ..Lists::new() }
     }
 
+    /// Those of another house, which share nothing with these but the memory: it is bounded for all of them together.
+    pub fn beside(&self) -> Lists {
+        let realm = realm();
+        Lists {
+            realm,
+            cache: self.cache.clone(),
+            kept: self.kept.clone(),
+            changes: Mutex::default(),
+            parts: self.parts.beside(realm),
+            tasks: self.tasks.clone(),
+        }
+    }
+
     /// What a message that asks for a list asks for. Only the modern era says who may see an answer, and for how long.
     pub(super) fn listing(&self, backend: &Arc<str>, kind: ListKind, message: &Message) -> Listing {
         let kept_as = (message.era == Era::Modern).then(|| KeptAs {
+            realm: self.realm,
             backend: backend.clone(),
             kind,
             cursor: message.params.cursor.clone(),
@@ -193,7 +219,7 @@ impl Lists {
     ) -> Result<(Bytes, usize), &'static str> {
         let kind = listing.kind;
         let authority = desk.principal.authority() ^ desk.context.mode as u128;
-        let key = (authority, desk.backend.name().clone(), kind);
+        let key = (self.realm, authority, desk.backend.name().clone(), kind);
         if let Some(known) = self.cache.get(&key)
             && let Some(output) = known.answer_for(answer, id)
         {

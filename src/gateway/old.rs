@@ -51,12 +51,12 @@ enum Heard {
 }
 
 /// Opens the stream.
-pub(super) fn stream(gateway: &Gateway, errand: Errand, open: &mut Open) -> Result<Outgoing, Rejection> {
+pub(super) async fn stream(gateway: &Gateway, errand: Errand, open: &mut Open) -> Result<Outgoing, Rejection> {
     open.asks(None, Era::Legacy);
     if errand.request.verb != Verb::Get {
         return Err(Rejection::MethodNotAllowed { allow: "GET" });
     }
-    let slot = errand.connects(open)?;
+    let slot = errand.connects(open).await?;
     let (berth, jobs) = Berth::new(&errand, slot);
     let name = gateway.berths.moor(&berth)?;
     let busy = berth.clone();

@@ -164,7 +164,8 @@ impl Open {
         self.record.issuer = Some(principal.issuer.clone());
         self.record.actor.clone_from(&principal.actor);
         self.record.client.clone_from(&principal.client);
-        self.record.tenant.clone_from(&principal.tenant);
+        self.record.tenant = principal.tenant_name().map(str::to_owned);
+        self.record.home = principal.home().cloned();
         self.record.caller = Some(principal.kind.as_str());
         self.record.scopes = principal.scopes.iter().cloned().collect();
         self.record.roles = principal.roles.iter().cloned().collect();
@@ -175,6 +176,12 @@ impl Open {
         self.record.auth_time = principal.auth_time.map(audit::timestamp);
         self.record.guest = principal.guest;
         self.record.groups_unknown = principal.groups_unknown;
+    }
+
+    /// In whose place it was asked for, whoever asks.
+    pub(super) fn at(&mut self, tenant: Option<&Arc<str>>) {
+        self.record.tenant = tenant.map(|name| name.to_string());
+        self.record.home = tenant.cloned();
     }
 
     pub(super) fn on(&mut self, route: &Route) {

@@ -3,8 +3,14 @@
 //! The words go to the client: no upstream text, no policy ids, nothing secret. The reason slug is also the metric
 //! label and the audit field. A hidden tool and a tool that does not exist are the same rejection.
 
+mod limit;
+
+use std::num::NonZeroU32;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
+
+use http::HeaderName;
 
 use crate::backend;
 use crate::credentials;
@@ -12,6 +18,9 @@ use crate::credentials::Why;
 use crate::identity;
 use crate::limits::Limited;
 use crate::limits::Of;
+use crate::limits::Quota;
+use crate::limits::Rate;
+use crate::limits::Window;
 use crate::mcp;
 use crate::mcp::Era;
 use crate::mcp::FaultKind;
@@ -51,48 +60,123 @@ pub enum Rejection {
     BadHost,
     BadOrigin,
     BadPath,
-    BadRequest { what: &'static str },
+    BadRequest {
+        what: &'static str,
+    },
     BodyTimeout,
-    BodyTooLarge { bytes_max: usize },
+    BodyTooLarge {
+        bytes_max: usize,
+    },
     Draining,
     HeadersTooLarge,
-    MethodNotAllowed { allow: &'static str },
+    MethodNotAllowed {
+        allow: &'static str,
+    },
     NotAcceptable,
     NotFound,
     Overloaded,
     UnsupportedMediaType,
     // identity
-    Identity { problem: identity::Error },
+    Identity {
+        problem: identity::Error,
+    },
     // message
-    Message { kind: FaultKind },
-    MissingExtension { id: &'static str },
+    Message {
+        kind: FaultKind,
+    },
+    MissingExtension {
+        id: &'static str,
+    },
     SessionUnknown,
     // policy
-    ArgumentsDenied { tool: String },
-    InsufficientScope { scopes: Vec<String> },
-    UnknownPrompt { name: String },
-    UnknownResource { uri: String },
-    UnknownTask { id: String },
-    UnknownTool { name: String },
+    ArgumentsDenied {
+        tool: String,
+    },
+    InsufficientScope {
+        scopes: Vec<String>,
+    },
+    UnknownPrompt {
+        name: String,
+    },
+    UnknownResource {
+        uri: String,
+    },
+    UnknownTask {
+        id: String,
+    },
+    UnknownTool {
+        name: String,
+    },
     // limits
-    RateLimited { limit: &'static str, retry_after: Duration },
-    TooManyConcurrent { limit: &'static str },
-    TooManyStreams { limit: &'static str },
+    LimitsUnavailable {
+        retry_after: Duration,
+    },
+    QueueFull {
+        limit: &'static str,
+        retry_after: Duration,
+    },
+    QuotaExhausted {
+        limit: &'static str,
+        quota: Quota,
+        ends_s: u64,
+        retry_after: Duration,
+    },
+    RateLimited {
+        limit: &'static str,
+        rate: Rate,
+        retry_after: Duration,
+    },
+    /// `max`: the configured bound, if it is one.
+    TooManyConcurrent {
+        limit: &'static str,
+        max: Option<NonZeroU32>,
+    },
+    TooManyStreams {
+        limit: &'static str,
+        max: Option<NonZeroU32>,
+    },
     // backend
-    AnswerTooLarge { backend: Arc<str> },
-    BackendProtocol { backend: Arc<str> },
-    BackendTimeout { backend: Arc<str> },
-    BackendUnavailable { backend: Arc<str> },
-    CredentialRefused { backend: Arc<str> },
+    AnswerTooLarge {
+        backend: Arc<str>,
+    },
+    BackendProtocol {
+        backend: Arc<str>,
+    },
+    BackendTimeout {
+        backend: Arc<str>,
+    },
+    BackendUnavailable {
+        backend: Arc<str>,
+    },
+    CredentialRefused {
+        backend: Arc<str>,
+    },
     // acting for the caller
-    ConsentMissing { backend: Arc<str> },
+    ConsentMissing {
+        backend: Arc<str>,
+    },
     CredentialExpired,
-    CredentialMisconfigured { backend: Arc<str> },
-    CredentialUnavailable { backend: Arc<str>, retry_after: Duration },
-    ExchangeDenied { backend: Arc<str> },
-    InteractionRequired { backend: Arc<str>, claims: Option<Arc<str>> },
-    NotExchangeable { backend: Arc<str> },
-    UserRequired { backend: Arc<str>, what: &'static str },
+    CredentialMisconfigured {
+        backend: Arc<str>,
+    },
+    CredentialUnavailable {
+        backend: Arc<str>,
+        retry_after: Duration,
+    },
+    ExchangeDenied {
+        backend: Arc<str>,
+    },
+    InteractionRequired {
+        backend: Arc<str>,
+        claims: Option<Arc<str>>,
+    },
+    NotExchangeable {
+        backend: Arc<str>,
+    },
+    UserRequired {
+        backend: Arc<str>,
+        what: &'static str,
+    },
     // ours
     AuditUnavailable,
     Internal,
@@ -169,6 +253,9 @@ impl Rejection {
             }
             Rejection::UnknownTask { .. } => facts(200, error::INVALID_PARAMS, "unknown_task", Downstream, false),
             Rejection::UnknownTool { .. } => facts(200, error::INVALID_PARAMS, "unknown_tool", Downstream, false),
+            Rejection::LimitsUnavailable { .. } => facts(503, error::LIMITED, "limits_unavailable", Internal, true),
+            Rejection::QueueFull { .. } => facts(503, error::LIMITED, "queue_full", Internal, true),
+            Rejection::QuotaExhausted { .. } => facts(429, error::LIMITED, "quota_exhausted", Downstream, true),
             Rejection::RateLimited { .. } => facts(429, error::LIMITED, "rate_limited", Downstream, true),
             Rejection::TooManyConcurrent { .. } => facts(429, error::LIMITED, "too_many_concurrent", Downstream, true),
             Rejection::TooManyStreams { .. } => facts(429, error::LIMITED, "too_many_streams", Downstream, true),
@@ -236,15 +323,12 @@ impl Rejection {
             Rejection::UnknownResource { uri } => format!("Resource not found: {uri}"),
             Rejection::UnknownTask { id } => format!("Unknown task: {id}"),
             Rejection::UnknownTool { name } => format!("Unknown tool: {name}"),
-            Rejection::RateLimited { limit, retry_after } => {
-                format!("the {limit} rate limit is reached; retry in {} s", seconds(*retry_after))
-            }
-            Rejection::TooManyConcurrent { limit } => {
-                format!("the {limit} limit of concurrent calls is reached; retry when one has ended")
-            }
-            Rejection::TooManyStreams { limit } => {
-                format!("the {limit} limit of open event streams is reached; close one, or retry when one has ended")
-            }
+            Rejection::LimitsUnavailable { .. }
+            | Rejection::QueueFull { .. }
+            | Rejection::QuotaExhausted { .. }
+            | Rejection::RateLimited { .. }
+            | Rejection::TooManyConcurrent { .. }
+            | Rejection::TooManyStreams { .. } => limit::words(self),
             Rejection::AnswerTooLarge { backend } => format!("backend {backend} sent an answer over the size limit"),
             Rejection::BackendProtocol { backend } => {
                 format!("backend {backend} sent an answer that breaks the protocol")
@@ -291,9 +375,7 @@ impl Rejection {
             Rejection::MissingExtension { id } if era != Some(Era::Legacy) => {
                 Some(serde_json::json!({ "requiredCapabilities": { "extensions": { *id: {} } } }))
             }
-            Rejection::RateLimited { limit, retry_after } => Some(
-                serde_json::json!({ "reason": "rate_limited", "limit": limit, "retryAfterSeconds": seconds(*retry_after) }),
-            ),
+            other if other.limit().is_some() => Some(limit::data(other, other.facts(era).reason)),
             other => {
                 let facts = other.facts(era);
                 [error::REFUSED, error::LIMITED, error::UPSTREAM]
@@ -315,11 +397,31 @@ impl Rejection {
     /// Which limit it was, if it was one.
     pub fn limit(&self) -> Option<&'static str> {
         match self {
-            Rejection::RateLimited { limit, .. }
-            | Rejection::TooManyConcurrent { limit }
-            | Rejection::TooManyStreams { limit } => Some(limit),
+            Rejection::QueueFull { limit, .. }
+            | Rejection::QuotaExhausted { limit, .. }
+            | Rejection::RateLimited { limit, .. }
+            | Rejection::TooManyConcurrent { limit, .. }
+            | Rejection::TooManyStreams { limit, .. } => Some(limit),
+            Rejection::LimitsUnavailable { .. } => Some("shared"),
             _ => None,
         }
+    }
+
+    /// When the same request may succeed, where that is known.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Rejection::CredentialUnavailable { retry_after, .. }
+            | Rejection::LimitsUnavailable { retry_after }
+            | Rejection::QueueFull { retry_after, .. }
+            | Rejection::QuotaExhausted { retry_after, .. }
+            | Rejection::RateLimited { retry_after, .. } => Some(*retry_after),
+            _ => None,
+        }
+    }
+
+    /// `RateLimit-Policy` and `RateLimit`, where a rate or a quota refused.
+    pub(super) fn rate_limit(&self) -> Vec<(HeaderName, String)> {
+        limit::headers(self)
     }
 
     /// One of each, for the snapshot of the table and the documentation.
@@ -360,9 +462,21 @@ impl Rejection {
             Rejection::UnknownResource { uri: text() },
             Rejection::UnknownTask { id: text() },
             Rejection::UnknownTool { name: text() },
-            Rejection::RateLimited { limit: "tool", retry_after: Duration::from_secs(1) },
-            Rejection::TooManyConcurrent { limit: "principal" },
-            Rejection::TooManyStreams { limit: "principal" },
+            Rejection::LimitsUnavailable { retry_after: Duration::from_secs(1) },
+            Rejection::QueueFull { limit: "tenant-waiting", retry_after: Duration::from_secs(1) },
+            Rejection::QuotaExhausted {
+                limit: "tenant-day",
+                quota: Quota { calls: NonZeroU64::MIN, window: Window::Day },
+                ends_s: 0,
+                retry_after: Duration::from_secs(1),
+            },
+            Rejection::RateLimited {
+                limit: "tool",
+                rate: Rate { calls: NonZeroU32::MIN, period: Duration::from_secs(1) },
+                retry_after: Duration::from_secs(1),
+            },
+            Rejection::TooManyConcurrent { limit: "principal-concurrent", max: Some(NonZeroU32::MIN) },
+            Rejection::TooManyStreams { limit: "principal-streams", max: Some(NonZeroU32::MIN) },
             Rejection::AnswerTooLarge { backend: backend.clone() },
             Rejection::BackendProtocol { backend: backend.clone() },
             Rejection::BackendTimeout { backend: backend.clone() },
@@ -424,9 +538,12 @@ impl From<Limited> for Rejection {
     fn from(limited: Limited) -> Self {
         let Limited { limit, retry_after, of } = limited;
         match of {
-            Of::Calls => Rejection::RateLimited { limit, retry_after },
-            Of::Concurrent => Rejection::TooManyConcurrent { limit },
-            Of::Streams => Rejection::TooManyStreams { limit },
+            Of::Calls(rate) => Rejection::RateLimited { limit, rate, retry_after },
+            Of::Quota { quota, ends_s } => Rejection::QuotaExhausted { limit, quota, ends_s, retry_after },
+            Of::Concurrent(max) => Rejection::TooManyConcurrent { limit, max: Some(max) },
+            Of::Streams(max) => Rejection::TooManyStreams { limit, max: Some(max) },
+            Of::Unavailable => Rejection::LimitsUnavailable { retry_after },
+            Of::Waiting => Rejection::QueueFull { limit, retry_after },
         }
     }
 }

@@ -5,6 +5,7 @@
 //! replicas that share a master key for months need not count nonces, and a text of one purpose never opens as another.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -35,7 +36,7 @@ const SALT_BYTES: usize = 16;
 const DERIVED_BYTES: usize = 32 + aead::NONCE_LEN;
 
 /// How sessions are kept, as configured.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Sessions {
     /// The first seals, all open. None: a random one that ends with the process.
     pub keys: Vec<Key>,
@@ -177,6 +178,17 @@ impl Sealer {
             None => (Sealer::new()?.keys, true),
         };
         Ok(Sealer { keys, own, lifetime: sessions.lifetime, random: SystemRandom::new() })
+    }
+
+    /// The one before where nothing changed, so that houses can tell.
+    ///
+    /// # Errors
+    /// As [`Sealer::configured`].
+    pub fn kept(sessions: &Sessions, before: Option<&Arc<Sealer>>) -> Result<Arc<Sealer>, ring::error::Unspecified> {
+        let new = Sealer::configured(sessions, before.map(AsRef::as_ref))?;
+        let same =
+            before.filter(|before| before.keys == new.keys && before.lifetime == new.lifetime && before.own == new.own);
+        Ok(same.cloned().unwrap_or_else(|| Arc::new(new)))
     }
 
     pub(super) fn lifetime(&self) -> Duration {

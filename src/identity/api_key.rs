@@ -172,7 +172,7 @@ impl Keys {
             return Err(Error::invalid("the API key does not have the form of one"));
         }
         let digest = super::sha256(key.as_bytes());
-        let entry = self.find(&digest).ok_or_else(|| Error::invalid("the API key is not known"))?;
+        let entry = self.find(&digest).ok_or_else(|| Error::invalid(UNKNOWN))?;
         if entry.not_before.is_some_and(|not_before| at < not_before) {
             return Err(Error::invalid("the API key is not valid yet"));
         }
@@ -186,6 +186,8 @@ impl Keys {
 
 const NAME_RULE: &str = "the name must be 1 to 64 of `A-Z a-z 0-9 . _ - @`";
 const WORDS_RULE: &str = "`scopes`, `roles` and `groups` must be at most 256 comma-separated words of visible ASCII without `\"`, `\\` and `,`";
+pub(super) const UNKNOWN: &str = "the API key is not known";
+
 const FIELDS_RULE: &str = "a field must be `scopes=`, `roles=`, `groups=`, `tenant=`, `not_before=` or `expires=`";
 
 impl Entry {

@@ -21,7 +21,7 @@ use super::groups::Resolver;
 use super::groups::Tally;
 use super::jwks::Source;
 use super::jwt::Demanded;
-use super::oidc;
+use super::shared::Shared;
 use super::strict;
 
 /// What stands for the tenant in the `issuer` of metadata and keys that several tenants share.
@@ -140,7 +140,12 @@ pub enum Tenants {
 }
 
 impl Entra {
-    fn login(&self) -> &str {
+    /// The address of the cloud, or what stands in its place: tenants of one name there are one tenant.
+    pub fn place_of_logins(&self) -> &str {
+        self.login()
+    }
+
+    pub(super) fn login(&self) -> &str {
         self.authority.as_deref().unwrap_or(self.cloud.login())
     }
 
@@ -366,7 +371,7 @@ impl Directory {
     pub(super) fn new(
         config: Entra,
         previous: &[Directory],
-        fetchers: &mut oidc::Fetchers,
+        shared: &mut Shared,
         tally: &Arc<Tally>,
     ) -> Result<Directory, StartError> {
         let fail = |reason: &str| StartError::Issuer { issuer: config.login().to_owned(), reason: reason.to_owned() };
@@ -382,12 +387,13 @@ impl Directory {
         for name in names {
             let known = previous.iter().filter(|old| old.config.login() == config.login());
             let known = known.flat_map(|old| &old.members).find(|member| member.name == name);
-            let source = match known {
-                Some(known) => Arc::clone(&known.source),
+            let known = known.map(|known| Arc::clone(&known.source));
+            let source = match known.or_else(|| shared.member(config.login(), &name)) {
+                Some(known) => known,
                 None => {
                     let issuer = config.issuer(&name);
                     let metadata = format!("{issuer}/.well-known/openid-configuration");
-                    let origin = fetchers.entra(&issuer, &metadata, config.named(&name))?;
+                    let origin = shared.fetchers.entra(&issuer, &metadata, config.named(&name))?;
                     Arc::new(Source::remote(&issuer, origin))
                 }
             };
@@ -403,6 +409,11 @@ impl Directory {
             (None, _) => None,
         };
         Ok(Directory { config, members, groups })
+    }
+
+    /// Each tenant by its name, with its keys.
+    pub(super) fn named_sources(&self) -> impl Iterator<Item = (&str, &Arc<Source>)> {
+        self.members.iter().map(|member| (member.name.as_str(), &member.source))
     }
 
     pub(super) fn demanded(&self) -> Demanded {

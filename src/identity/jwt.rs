@@ -42,6 +42,8 @@ pub(super) const TOKEN_BYTES_MAX: usize = 16 * 1024;
 
 const KID_BYTES_MAX: usize = 256;
 
+const NO_TOKENS: &str = "bearer tokens are not accepted here";
+
 /// What it takes to remember a verified token, and each name in its sets, besides the texts.
 const VERIFIED_BYTES: usize = 1024;
 const NAME_BYTES: usize = 48;
@@ -154,6 +156,15 @@ impl Trust {
             }
         }
         Err(refusal)
+    }
+
+    /// What a token is told that is from nobody we know.
+    pub(super) fn stranger(&self) -> Error {
+        if self.issuers.is_empty() && self.directories.is_empty() {
+            Error::invalid(NO_TOKENS)
+        } else {
+            self.unaccepted()
+        }
     }
 
     fn unaccepted(&self) -> Error {
@@ -285,7 +296,7 @@ impl<K> moka::Expiry<K, Arc<Verified>> for UntilExpiry {
 /// Verifies everything about a token that does not change.
 pub(super) async fn verify(trust: &Trust, token: &str, request: &Request, mtls: bool) -> Result<Verified, Error> {
     if trust.sources().next().is_none() {
-        return Err(Error::invalid("bearer tokens are not accepted here"));
+        return Err(Error::invalid(NO_TOKENS));
     }
     let parts = Parts::split(token)?;
     let header = Header::read(parts.header)?;

@@ -144,6 +144,10 @@ struct Named {
     tenant: Option<String>,
 }
 
+pub(super) fn matches(rule: &CertificateMatch, certificate: &ClientCertificate) -> bool {
+    matched(rule, certificate).is_some()
+}
+
 fn matched(rule: &CertificateMatch, certificate: &ClientCertificate) -> Option<Named> {
     // A certificate for `*.example.com` names no client in particular.
     let dns = || certificate.dns_names.iter().filter(|name| !name.contains('*'));

@@ -68,6 +68,11 @@ impl Subject {
         self.parts.iter().flatten().any(|one| one.raw == TENANT)
     }
 
+    /// Is it this name?
+    pub fn matches(&self, name: &str) -> bool {
+        self.find(name).is_some()
+    }
+
     /// Every part must be there, in this order, and no other: the tenant found, or none.
     pub(super) fn find(&self, subject: &str) -> Option<Option<String>> {
         let parts = read(subject)?;

@@ -49,20 +49,9 @@ impl Keys {
         }
     }
 
-    pub(super) fn principal(&self, key: &str) -> Key {
-        self.key(("principal", key))
-    }
-
-    pub(super) fn tenant(&self, tenant: &str) -> Key {
-        self.key(("tenant", tenant))
-    }
-
-    pub(super) fn tool(&self, principal: &str, backend: &str, tool: &str) -> Key {
-        self.key(("tool", principal, backend, tool))
-    }
-
-    pub(super) fn streams(&self, of: &str, name: &str) -> Key {
-        self.key(("streams", of, name))
+    /// Of whatever kind, and whose.
+    pub(super) fn of(&self, kind: &str, name: [&str; 3]) -> Key {
+        self.key((kind, name))
     }
 
     fn key(&self, name: impl Hash) -> Key {

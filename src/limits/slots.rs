@@ -75,11 +75,13 @@ impl Slot {
         Slot { slots: slots.clone(), held: Mutex::default() }
     }
 
-    /// No bound: nothing to count.
-    pub(super) fn take(&mut self, key: Key, concurrent_max: Option<NonZeroU32>) -> Result<(), ()> {
-        if let Some(concurrent_max) = concurrent_max {
-            self.slots.take(key, concurrent_max)?;
-            self.held().keys.push(key);
+    /// No bound: nothing to count. What is held already is not counted again. Refused: the bound.
+    pub(super) fn take(&self, key: Key, concurrent_max: Option<NonZeroU32>) -> Result<(), NonZeroU32> {
+        let Some(concurrent_max) = concurrent_max else { return Ok(()) };
+        let mut held = self.held();
+        if !held.keys.contains(&key) {
+            self.slots.take(key, concurrent_max).map_err(|()| concurrent_max)?;
+            held.keys.push(key);
         }
         Ok(())
     }

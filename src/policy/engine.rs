@@ -10,6 +10,8 @@ use std::hash::BuildHasher;
 use std::hash::Hash;
 use std::hash::RandomState;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 
 use cedar_policy::ActionConstraint;
 use cedar_policy::Authorizer;
@@ -136,6 +138,15 @@ pub(super) struct Engine {
     /// What holds for a caller whose groups are not known, where that differs.
     groupless: Option<Shelf>,
     reads: Reads,
+    memory: Arc<Memory>,
+    /// Tells its entries from those of others in the same memory.
+    realm: u64,
+    /// Random per engine: nobody outside can aim for a collision of two keys, and no two engines have one in common.
+    seeds: [RandomState; 2],
+}
+
+/// What was answered lately. Engines of tenants share the bounds, and no entry.
+pub(super) struct Memory {
     /// Whole-context-unknown verdicts by [`Engine::key`] of the principal's authority.
     decisions: Cache<u128, Verdict>,
     /// The same by [`Engine::key`] of the slice.
@@ -143,26 +154,40 @@ pub(super) struct Engine {
     /// Verdicts with the arguments unknown, by [`Engine::key`] of the slice and the facts.
     expectations: Cache<u128, Verdict>,
     shapes: Cache<u128, Arc<Shape>>,
-    slices: Cache<(u128, Action, Kind), Arc<Slice>>,
-    /// By whether they are taken from `groupless`, and which.
-    selections: Cache<(bool, Vec<usize>), Arc<PolicySet>>,
-    /// Random per process: nobody outside can aim for a collision of two keys.
-    seeds: [RandomState; 2],
+    /// By engine, and what they are for.
+    slices: Cache<(u64, u128, Action, Kind), Arc<Slice>>,
+    /// By engine, whether they are taken from `groupless`, and which.
+    selections: Cache<(u64, bool, Vec<usize>), Arc<PolicySet>>,
 }
 
-impl Engine {
-    pub(super) fn new(policies: &PolicySet, groupless: Option<&PolicySet>, reads: Reads, decisions_max: u64) -> Engine {
-        Engine {
-            authorizer: Authorizer::new(),
-            policies: Shelf::new(policies),
-            groupless: groupless.map(Shelf::new),
-            reads,
+impl Memory {
+    pub(super) fn of(decisions_max: u64) -> Memory {
+        Memory {
             decisions: Cache::new(decisions_max),
             shared: Cache::new(decisions_max),
             expectations: Cache::new(EXPECTATIONS_MAX),
             shapes: Cache::new(SHAPES_MAX),
             slices: Cache::new(SLICES_MAX),
             selections: Cache::new(SELECTIONS_MAX),
+        }
+    }
+}
+
+impl Engine {
+    pub(super) fn new(
+        policies: &PolicySet,
+        groupless: Option<&PolicySet>,
+        reads: Reads,
+        memory: Arc<Memory>,
+    ) -> Engine {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        Engine {
+            authorizer: Authorizer::new(),
+            policies: Shelf::new(policies),
+            groupless: groupless.map(Shelf::new),
+            reads,
+            memory,
+            realm: COUNT.fetch_add(1, Ordering::Relaxed),
             seeds: [RandomState::new(), RandomState::new()],
         }
     }
@@ -172,29 +197,33 @@ impl Engine {
         self.reads
     }
 
+    pub(super) fn memory(&self) -> Arc<Memory> {
+        self.memory.clone()
+    }
+
     /// The verdict with the whole context unknown, remembered.
     pub(super) fn decide(&self, principal: &Principal, action: Action, decl: &Decl, effect: Effect) -> Verdict {
         let key = self.key(principal.authority(), action, decl, effect);
-        if let Some(known) = self.decisions.get(&key) {
+        if let Some(known) = self.memory.decisions.get(&key) {
             return known;
         }
         let verdict = match self.slice(principal, action, decl.kind) {
             Some(slice) => self.decide_in(&slice, action, decl, effect),
             None => Verdict::unjudgeable(),
         };
-        self.decisions.insert(key, verdict.clone());
+        self.memory.decisions.insert(key, verdict.clone());
         verdict
     }
 
     /// The same for one of many questions about one principal and action.
     pub(super) fn decide_in(&self, slice: &Slice, action: Action, decl: &Decl, effect: Effect) -> Verdict {
         let key = self.key(slice.key, action, decl, effect);
-        if let Some(known) = self.shared.get(&key) {
+        if let Some(known) = self.memory.shared.get(&key) {
             return known;
         }
         let answer = self.ask(slice, action, decl, effect, Known::Nothing);
         let verdict = answer.as_ref().map_or_else(Verdict::unjudgeable, verdict);
-        self.shared.insert(key, verdict.clone());
+        self.memory.shared.insert(key, verdict.clone());
         verdict
     }
 
@@ -216,11 +245,11 @@ impl Engine {
             return expect();
         }
         let facts = self.digest(&(self.key(slice.key, action, decl, effect), context.mode, context.mtls, context.ip));
-        if let Some(known) = self.expectations.get(&facts) {
+        if let Some(known) = self.memory.expectations.get(&facts) {
             return known;
         }
         let verdict = expect();
-        self.expectations.insert(facts, verdict.clone());
+        self.memory.expectations.insert(facts, verdict.clone());
         verdict
     }
 
@@ -278,7 +307,7 @@ impl Engine {
             return Arc::new(Shape::Open);
         }
         let key = self.digest(&decl.wire);
-        self.shapes.get_with(key, || Arc::new(Shape::of(decl)))
+        self.memory.shapes.get_with(key, || Arc::new(Shape::of(decl)))
     }
 
     /// `None` if the question cannot even be put: callers deny.
@@ -321,8 +350,8 @@ impl Engine {
     /// Leaves out the policies that are false for this principal and action whatever the resource and the context: most
     /// grants are for others, and a list asks the same a thousand times. `None` if the question cannot be put: callers deny.
     pub(super) fn slice(&self, principal: &Principal, action: Action, kind: Kind) -> Option<Arc<Slice>> {
-        let key = (principal.authority(), action, kind);
-        if let Some(known) = self.slices.get(&key) {
+        let key = (self.realm, principal.authority(), action, kind);
+        if let Some(known) = self.memory.slices.get(&key) {
             return Some(known);
         }
         let entity = facts::principal(principal)?;
@@ -344,7 +373,7 @@ impl Engine {
         let key_of_rest = self.rest_of(&response, groupless.is_some(), &chosen, principal);
         let policies = self.selection(shelf, groupless.is_some(), chosen)?;
         let slice = Arc::new(Slice { policies, principal: entity, key: key_of_rest });
-        self.slices.insert(key, slice.clone());
+        self.memory.slices.insert(key, slice.clone());
         Some(slice)
     }
 
@@ -370,13 +399,13 @@ impl Engine {
     }
 
     fn selection(&self, shelf: &Shelf, groupless: bool, chosen: Vec<usize>) -> Option<Arc<PolicySet>> {
-        let key = (groupless, chosen);
-        if let Some(known) = self.selections.get(&key) {
+        let key = (self.realm, groupless, chosen);
+        if let Some(known) = self.memory.selections.get(&key) {
             return Some(known);
         }
-        let policies = key.1.iter().filter_map(|index| shelf.policies.get(*index)).cloned();
+        let policies = key.2.iter().filter_map(|index| shelf.policies.get(*index)).cloned();
         let set = Arc::new(PolicySet::from_policies(policies).ok()?);
-        self.selections.insert(key, set.clone());
+        self.memory.selections.insert(key, set.clone());
         Some(set)
     }
 }

@@ -105,10 +105,10 @@ pub(super) fn principal(principal: &Principal) -> Option<Entity> {
         attributes.insert("auth_time".to_owned(), RestrictedExpression::new_datetime(datetime(at)?));
     }
     let named = [
-        ("acr", &principal.acr),
-        ("actor", &principal.actor),
-        ("client", &principal.client),
-        ("tenant", &principal.tenant),
+        ("acr", principal.acr.as_deref()),
+        ("actor", principal.actor.as_deref()),
+        ("client", principal.client.as_deref()),
+        ("tenant", principal.tenant_name()),
     ];
     for (name, value) in named {
         if let Some(value) = value {
@@ -116,7 +116,7 @@ pub(super) fn principal(principal: &Principal) -> Option<Entity> {
         }
     }
     let parents = parents(principal).collect();
-    Entity::new(uid(of, principal.key()), attributes, parents).ok()
+    Entity::new(uid(of, principal.name()), attributes, parents).ok()
 }
 
 /// Everything that the principal is in.
@@ -124,7 +124,7 @@ pub(super) fn parents(principal: &Principal) -> impl Iterator<Item = EntityUid> 
     let scopes = principal.scopes.iter().map(|id| uid(&TYPES.scope, id));
     let roles = principal.roles.iter().map(|id| uid(&TYPES.role, id));
     let groups = principal.groups.iter().map(|id| uid(&TYPES.group, id));
-    scopes.chain(roles).chain(groups).chain(principal.tenant.iter().map(|id| uid(&TYPES.tenant, id)))
+    scopes.chain(roles).chain(groups).chain(principal.tenant_name().map(|id| uid(&TYPES.tenant, id)))
 }
 
 /// The id of a tool, resource or prompt is `backend/name`: backend names hold no `/`, so it says which.

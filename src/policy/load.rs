@@ -77,6 +77,15 @@ impl Reads {
     }
 }
 
+/// `forbid` policies of the gateway, as its tenants have them: validated already.
+#[derive(Clone, Default)]
+pub(super) struct Inherited {
+    written: Arc<[Policy]>,
+    policies: Arc<[Policy]>,
+    origins: Arc<[Origin]>,
+    reads: Reads,
+}
+
 impl<'a> Loaded<'a> {
     pub(super) fn new(known: &'a Known) -> Loaded<'a> {
         Loaded {
@@ -87,6 +96,30 @@ impl<'a> Loaded<'a> {
             notes: Vec::new(),
             origins: Vec::new(),
             ids: HashSet::new(),
+        }
+    }
+
+    pub(super) fn with(known: &'a Known, inherited: &Inherited) -> Loaded<'a> {
+        Loaded {
+            written: inherited.written.to_vec(),
+            policies: inherited.policies.to_vec(),
+            reads: inherited.reads,
+            origins: inherited.origins.to_vec(),
+            ids: inherited.policies.iter().map(|policy| policy.id().to_string()).collect(),
+            ..Loaded::new(known)
+        }
+    }
+
+    /// What tenants have of these. A grant forbids nothing.
+    pub(super) fn forbids(&self) -> Inherited {
+        let forbids = |policies: &[Policy]| {
+            policies.iter().filter(|policy| policy.effect() == cedar_policy::Effect::Forbid).cloned().collect()
+        };
+        Inherited {
+            written: forbids(&self.written),
+            policies: forbids(&self.policies),
+            origins: self.origins.iter().filter(|origin| origin.forbids).cloned().collect(),
+            reads: self.reads,
         }
     }
 

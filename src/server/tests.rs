@@ -44,6 +44,9 @@ use super::Listener;
 use super::Server;
 use super::Spine;
 
+const RATE: crate::limits::Rate =
+    crate::limits::Rate { calls: std::num::NonZeroU32::MIN, period: Duration::from_secs(60) };
+
 /// Nothing in these tests takes as long; without it a failure would hang.
 async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(15), future).await.expect("this should have happened long ago")
@@ -157,7 +160,7 @@ impl Spine for Scripted {
 
     fn admit(&self, _peer: &Peer) -> Result<(), Rejection> {
         if self.limited.load(SeqCst) {
-            return Err(Rejection::RateLimited { limit: "address", retry_after: Duration::from_secs(1) });
+            return Err(Rejection::RateLimited { limit: "address", rate: RATE, retry_after: Duration::from_secs(1) });
         }
         Ok(())
     }

@@ -23,6 +23,7 @@ use super::process;
 use crate::audit;
 use crate::audit::Record;
 use crate::identity::api_key;
+use crate::limits::shared::Shared;
 use crate::mcp::Method;
 
 /// What [`Metrics::render`] returns.
@@ -62,9 +63,15 @@ pub struct Metrics {
     quarantines: IntCounterVec,
     api_key_used: IntGaugeVec,
     entra_groups: IntCounterVec,
+    limits_node_up: IntGaugeVec,
+    limits_judged: IntCounterVec,
+    turns_in_progress: IntGauge,
+    turns_waiting: IntGauge,
     audit_records: IntCounter,
     audit_dropped: IntCounter,
     audit_available: IntGauge,
+    tenants: IntGaugeVec,
+    tenant_requests: IntCounterVec,
     config_reloads: IntCounterVec,
     config_loaded: Gauge,
     process_cpu: Counter,
@@ -103,9 +110,15 @@ impl Metrics {
             quarantines: counters(&registry, names::QUARANTINES),
             api_key_used: gauges(&registry, names::API_KEY_USED),
             entra_groups: counters(&registry, names::ENTRA_GROUPS),
+            limits_node_up: gauges(&registry, names::LIMITS_NODE_UP),
+            limits_judged: counters(&registry, names::LIMITS_JUDGED),
+            turns_in_progress: register(&registry, IntGauge::with_opts(opts(names::TURNS_IN_PROGRESS))),
+            turns_waiting: register(&registry, IntGauge::with_opts(opts(names::TURNS_WAITING))),
             audit_records: register(&registry, IntCounter::with_opts(opts(names::AUDIT_RECORDS))),
             audit_dropped: register(&registry, IntCounter::with_opts(opts(names::AUDIT_DROPPED))),
             audit_available: register(&registry, IntGauge::with_opts(opts(names::AUDIT_AVAILABLE))),
+            tenants: gauges(&registry, names::TENANTS),
+            tenant_requests: counters(&registry, names::TENANT_REQUESTS),
             config_reloads: counters(&registry, names::CONFIG_RELOADS),
             config_loaded: register(&registry, Gauge::with_opts(opts(names::CONFIG_LOADED))),
             process_cpu: register(&registry, Counter::with_opts(opts(names::PROCESS_CPU))),
@@ -127,6 +140,9 @@ impl Metrics {
         time(&self.request_duration, &[route, method], record.duration_us);
         if let Some(upstream_us) = record.upstream_us {
             time(&self.upstream_duration, &[backend], upstream_us);
+        }
+        if let Some(tenant) = &record.home {
+            count(&self.tenant_requests, &[tenant, record.outcome.unwrap_or(NONE)]);
         }
         if let Some(reason) = record.reason {
             count(&self.rejections, &[reason]);
@@ -180,6 +196,26 @@ impl Metrics {
         }
     }
 
+    pub fn turns(&self, in_progress: u32, waiting: usize) {
+        self.turns_in_progress.set(in_progress.into());
+        self.turns_waiting.set(waiting.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// To be called before each [`Metrics::render`]. `None`: no store is shared (any more).
+    pub fn shared_limits(&self, shared: Option<&Shared>) {
+        self.limits_node_up.reset();
+        let Some(shared) = shared else { return };
+        for node in shared.nodes() {
+            set(&self.limits_node_up, &[&node.name], i64::from(node.up));
+        }
+        let judged = shared.judged();
+        for (by, calls) in [("shared", judged.shared), ("local", judged.local), ("refused", judged.refused)] {
+            if let Ok(counter) = self.limits_judged.get_metric_with_label_values(&[by]) {
+                counter.inc_by(calls.saturating_sub(counter.get()));
+            }
+        }
+    }
+
     /// After a reload: a backend that is no longer configured is no longer shown.
     pub fn forget_backend(&self, backend: &str) {
         // An error says that there was no such backend, which is what is wanted.
@@ -187,6 +223,29 @@ impl Metrics {
         let _ = self.catalog_tools.remove_label_values(&[backend]);
         let _ = self.catalog_quarantined.remove_label_values(&[backend]);
         let _ = self.quarantines.remove_label_values(&[backend]);
+    }
+
+    /// After a start or reload: how many tenants are in which state.
+    pub fn tenants(&self, states: &[(&'static str, usize)]) {
+        for (state, count) in states {
+            set(&self.tenants, &[state], (*count).try_into().unwrap_or(i64::MAX));
+        }
+    }
+
+    /// After a reload: a tenant that is no longer configured is no longer shown.
+    pub fn forget_tenant(&self, tenant: &str) {
+        for family in self.tenant_requests.collect() {
+            for metric in family.get_metric() {
+                let label = |name: &str| {
+                    metric.get_label().iter().find(|label| label.name() == name).map(|label| label.value())
+                };
+                if let (Some(of), Some(outcome)) = (label("tenant"), label("outcome"))
+                    && of == tenant
+                {
+                    let _ = self.tenant_requests.remove_label_values(&[of, outcome]);
+                }
+            }
+        }
     }
 
     /// A configuration came into use just now, the first one included.
@@ -279,6 +338,23 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::limits::shared;
+
+    fn shared() -> Shared {
+        let node = shared::Address { tls: false, host: "127.0.0.1".into(), port: 1, database: 0 };
+        let config = shared::Config {
+            nodes: vec![node],
+            user: None,
+            password: None,
+            ca: None,
+            prefix: String::new(),
+            key: None,
+            timeout: std::time::Duration::ZERO,
+            connect_timeout: std::time::Duration::ZERO,
+            unreachable: shared::Unreachable::Local,
+        };
+        Shared::new(&config).unwrap()
+    }
 
     fn fed() -> Metrics {
         let metrics = Metrics::new();
@@ -293,6 +369,7 @@ mod tests {
             outcome: Some("refused"),
             reason: Some("rate_limited"),
             limit: Some("principal"),
+            home: Some("contoso".into()),
             duration_us: 1500,
             upstream_us: Some(700),
             ..Record::default()
@@ -301,7 +378,10 @@ mod tests {
         metrics.backend("vault", true, 7);
         metrics.api_keys(&[api_key::Use { name: "ci".into(), print: "2f1c07be".into(), at: 9 }]);
         metrics.entra_groups(&[("refused", 1), ("resolved", 2)]);
+        metrics.turns(1, 2);
+        metrics.shared_limits(Some(&shared()));
         metrics.audit(&audit::Status { written: 5, dropped: 1, healthy: true, seq: 5, hash: [0; 32] });
+        metrics.tenants(&[("in_force", 2)]);
         metrics.loaded();
         metrics.reloaded(false);
         metrics
@@ -334,6 +414,8 @@ mod tests {
             r#"wardgate_rejections_total{reason="rate_limited"} 1"#,
             r#"wardgate_limited_total{limit="principal"} 1"#,
             r#"wardgate_tool_calls_total{backend="vault",decision="refused",effect="read"} 1"#,
+            r#"wardgate_tenant_requests_total{outcome="refused",tenant="contoso"} 1"#,
+            r#"wardgate_tenants{state="in_force"} 2"#,
             "wardgate_connections 1",
             "wardgate_connections_refused_total 2",
             "wardgate_tls_handshakes_failed_total 3",
@@ -380,8 +462,12 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_is_gone_is_not_shown() {
+    fn a_backend_or_tenant_that_is_gone_is_not_shown() {
         let metrics = fed();
+        metrics.forget_tenant("fabrikam");
+        assert!(metrics.render().contains("contoso"));
+        metrics.forget_tenant("contoso");
+        assert!(!metrics.render().contains("contoso"));
         metrics.forget_backend("vault");
         metrics.forget_backend("never");
         assert!(!metrics.render().contains("wardgate_backend_up{"));

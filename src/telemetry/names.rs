@@ -95,10 +95,30 @@ pub const ENTRA_GROUPS: Metric = counter(
     &["outcome"],
     "Questions to Microsoft Graph for groups that a token left out: resolved, refused, unavailable or too_many.",
 );
+pub const LIMITS_NODE_UP: Metric =
+    gauge("wardgate_limits_node_up", &["node"], "1 while this server of the shared limits answers.");
+pub const LIMITS_JUDGED: Metric = counter(
+    "wardgate_limits_judged_total",
+    &["by"],
+    "Calls judged by shared limits: by the store (shared), while it was away by this replica (local), or not at all (refused).",
+);
+pub const TURNS_IN_PROGRESS: Metric =
+    gauge("wardgate_turns_in_progress", &[], "Requests that are being read and judged.");
+pub const TURNS_WAITING: Metric = gauge("wardgate_turns_waiting", &[], "Requests in line to be read and judged.");
 pub const AUDIT_RECORDS: Metric = counter("wardgate_audit_records_total", &[], "Audit records written.");
 pub const AUDIT_DROPPED: Metric =
     counter("wardgate_audit_dropped_total", &[], "Audit records that found the queue full and are lost.");
 pub const AUDIT_AVAILABLE: Metric = gauge("wardgate_audit_available", &[], "1 while audit records can be written.");
+pub const TENANTS: Metric = gauge(
+    "wardgate_tenants",
+    &["state"],
+    "Tenants in force; of these, kept as they were because their file is wrong; and refused, so that they are absent.",
+);
+pub const TENANT_REQUESTS: Metric = counter(
+    "wardgate_tenant_requests_total",
+    &["tenant", "outcome"],
+    "Requests by configured tenant and how they ended; requests of no tenant are not here.",
+);
 pub const CONFIG_RELOADS: Metric =
     counter("wardgate_config_reloads_total", &["result"], "Reloads of the configuration: ok or failed.");
 pub const CONFIG_LOADED: Metric = gauge(
@@ -133,9 +153,15 @@ pub const ALL: &[Metric] = &[
     QUARANTINES,
     API_KEY_USED,
     ENTRA_GROUPS,
+    LIMITS_NODE_UP,
+    LIMITS_JUDGED,
+    TURNS_IN_PROGRESS,
+    TURNS_WAITING,
     AUDIT_RECORDS,
     AUDIT_DROPPED,
     AUDIT_AVAILABLE,
+    TENANTS,
+    TENANT_REQUESTS,
     CONFIG_RELOADS,
     CONFIG_LOADED,
     BUILD,

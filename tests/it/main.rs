@@ -43,11 +43,15 @@ mod referee;
 mod revisions;
 /// An upstream that lies, for what real ones cannot be made to show.
 mod scripted;
+/// Limits that replicas share, on real stores; fair lines.
+mod shared;
 /// What one request leaves behind and what it may do: the spine over real sockets.
 mod spine;
 /// `wardgate stdio` as a client uses it.
 mod stdio;
 /// Tool calls that are answered later.
 mod tasks;
+/// Many tenants behind one gateway.
+mod tenants;
 /// Runs `tests/cases/threats/*.yaml`.
 mod threats;

@@ -4,7 +4,7 @@
 #   eval "$(tests/real/setup.sh)"
 #
 # sets WARDGATE_PYTHON, WARDGATE_NODE, WARDGATE_NODE_MODULES, WARDGATE_CONFORMANCE, WARDGATE_INSPECTOR, WARDGATE_EVERYTHING
-# and WARDGATE_TIME (two MCP servers) and CACHE. The cache is ${WARDGATE_TESTS_CACHE:-$HOME/.cache/wardgate-tests}; a
+# and WARDGATE_TIME (two MCP servers), WARDGATE_REDIS and WARDGATE_VALKEY (servers) and CACHE. The cache is ${WARDGATE_TESTS_CACHE:-$HOME/.cache/wardgate-tests}; a
 # second run finds everything there and installs nothing. All other output goes to stderr.
 set -euo pipefail
 
@@ -16,6 +16,7 @@ INSPECTOR=2.12.0
 EVERYTHING=2026.8.31
 OIDC_PROVIDER=9.13.3
 MSAL_NODE=7.2.1
+VALKEY=bookworm-backports
 # Transitive npm packages are those of this day.
 NPM_BEFORE=2026-11-20T00:00:00Z
 
@@ -142,7 +143,29 @@ conformance="$npm_dir/node_modules/@modelcontextprotocol/conformance/dist/index.
 everything="$npm_dir/node_modules/@modelcontextprotocol/server-everything/dist/index.js"
 [[ -f $everything ]] || fail "server-everything is not at $everything"
 
+# The stores of shared limits. Valkey came to Debian after bookworm: there it is unpacked from the backports, not installed.
+need "redis-server" 'command -v redis-server' redis-server
+valkey=$(command -v valkey-server || true)
+if [[ -z $valkey ]]; then
+  valkey_dir="$cache/valkey-$VALKEY"
+  valkey="$valkey_dir/usr/bin/valkey-server"
+  if [[ ! -f $valkey_dir/.done ]]; then
+    say "unpacking Valkey from the Debian backports into $valkey_dir"
+    rm -rf "$valkey_dir"
+    mkdir -p "$valkey_dir/lists/partial"
+    echo "deb http://deb.debian.org/debian $VALKEY main" >"$valkey_dir/sources.list"
+    apt=(-qq -o "Dir::Etc::sourcelist=$valkey_dir/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$valkey_dir/lists")
+    (cd "$valkey_dir" && apt-get "${apt[@]}" update && apt-get "${apt[@]}" download valkey-server valkey-tools &&
+      for package in valkey-*.deb; do dpkg -x "$package" .; done) >&2 || fail "Valkey cannot be had from the Debian backports"
+    "$valkey" --version >&2 || fail "$valkey does not run"
+    rm -rf "$valkey_dir/lists"
+    touch "$valkey_dir/.done"
+  fi
+fi
+
 printf '%s=%q\n' \
+  WARDGATE_REDIS "$(command -v redis-server)" \
+  WARDGATE_VALKEY "$valkey" \
   WARDGATE_PYTHON "$python_dir/bin/python" \
   WARDGATE_NODE "$node" \
   WARDGATE_NODE_MODULES "$npm_dir/node_modules" \
@@ -151,4 +174,4 @@ printf '%s=%q\n' \
   WARDGATE_EVERYTHING "$everything" \
   WARDGATE_TIME "$python_dir/bin/mcp-server-time" \
   CACHE "$cache"
-printf 'export WARDGATE_PYTHON WARDGATE_NODE WARDGATE_NODE_MODULES WARDGATE_CONFORMANCE WARDGATE_INSPECTOR WARDGATE_EVERYTHING WARDGATE_TIME\n'
+printf 'export WARDGATE_PYTHON WARDGATE_NODE WARDGATE_NODE_MODULES WARDGATE_CONFORMANCE WARDGATE_INSPECTOR WARDGATE_EVERYTHING WARDGATE_TIME WARDGATE_REDIS WARDGATE_VALKEY\n'

@@ -184,6 +184,7 @@ impl Shelf {
             upstream: upstream.clone(),
             credential: credential.clone(),
             owner: "".into(),
+            share: "".into(),
             blame: self.blame.clone(),
         };
         let (probe_timeout, heard) = (self.probe_timeout, AtomicBool::new(false));
@@ -510,6 +511,7 @@ impl Fetch<'_> {
             bindings: &[],
             repeatable: true,
             owner: "",
+            share: "",
             reached: None,
         };
         let work = async {

@@ -11,8 +11,6 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http::HeaderValue;
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use super::Ask;
@@ -43,6 +41,9 @@ use crate::backend::Error;
 use crate::catalog::Operation;
 use crate::credentials;
 use crate::credentials::Credential;
+use crate::limits::Gate;
+use crate::limits::Lines;
+use crate::limits::Pass;
 use crate::mcp;
 use crate::mcp::Era;
 use crate::mcp::Method;
@@ -65,13 +66,14 @@ struct Inner {
     pump: Arc<Pump>,
     replicas: Replicas,
     health: Option<Health>,
-    slots: Arc<Semaphore>,
+    /// Who waits for a connection waits in the line of their tenant, until their deadline.
+    slots: Arc<Gate>,
     checks: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// Held as long as an exchange or its stream lives.
 struct Lease {
-    _slot: OwnedSemaphorePermit,
+    _slot: Pass,
     _in_flight: InFlight,
 }
 
@@ -99,7 +101,7 @@ impl Upstream {
             pump: Arc::new(Pump::new(connector, WRITE_TIMEOUT, http.idle_timeout)),
             replicas: Replicas::new(replicas, http.health),
             health: http.health,
-            slots: Arc::new(Semaphore::new(http.connections_max.clamp(1, Semaphore::MAX_PERMITS))),
+            slots: Gate::new(http.connections_max, Lines::UNBOUNDED),
             checks: Mutex::new(None),
             blame,
         })))
@@ -212,8 +214,7 @@ impl Composed {
 impl Inner {
     async fn ask(&self, ask: &Ask<'_>, credential: &Credential) -> Result<Answer, Error> {
         let request = self.compose(ask, credential)?;
-        let slot =
-            self.slots.clone().acquire_owned().await.map_err(|_| self.blame.unavailable("it is being stopped"))?;
+        let slot = self.slots.enter(ask.share, 1).await.map_err(|_| self.blame.unavailable("too many wait for it"))?;
         ask.reach();
         let (replica, in_flight, response) = self.attempts(ask, &request).await?;
         let lease = Lease { _slot: slot, _in_flight: in_flight };
@@ -443,6 +444,7 @@ impl Inner {
             bindings: &[],
             repeatable: true,
             owner: "",
+            share: "",
             reached: None,
         };
         let Ok(request) = self.compose(&ask, &credentials::own(&self.config.credential)) else {

@@ -46,6 +46,8 @@ pub(super) struct Line {
     pub(super) credential: Arc<Credential>,
     /// The principal's key; empty for the gateway itself.
     pub(super) owner: Arc<str>,
+    /// In whose line they wait.
+    pub(super) share: Arc<str>,
     pub(super) blame: Blame,
 }
 
@@ -289,7 +291,8 @@ impl Session {
         // SPEC: the header came with 2025-06-18.
         let version = Some(self.version.as_str()).filter(|version| *version >= "2025-06-18");
         let owner = self.line.owner.as_ref();
-        let ask = Ask { operation, session: self.id.as_deref(), version, bindings: &[], repeatable, owner, reached };
+        let (session, share) = (self.id.as_deref(), self.line.share.as_ref());
+        let ask = Ask { operation, session, version, bindings: &[], repeatable, owner, share, reached };
         let credential = self.credential.load_full();
         let answer = self.line.upstream.ask(ask, &credential, deadline).await;
         // A 404 to GET may as well be a server that has no such stream.
@@ -323,7 +326,8 @@ async fn ask(
 ) -> Result<Answer, Error> {
     // SPEC: the header came with 2025-06-18.
     let version = version.filter(|version| *version >= "2025-06-18");
-    let ask = Ask { operation, session, version, bindings: &[], repeatable, owner: &line.owner, reached: None };
+    let (owner, share) = (&*line.owner, &*line.share);
+    let ask = Ask { operation, session, version, bindings: &[], repeatable, owner, share, reached: None };
     line.upstream.ask(ask, credential, deadline).await
 }
 

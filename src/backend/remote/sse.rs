@@ -22,7 +22,6 @@ use futures_util::stream::BoxStream;
 use http::HeaderName;
 use http::HeaderValue;
 use pingora::upstreams::peer::HttpPeer;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc;
 use tokio::sync::watch;
@@ -55,6 +54,9 @@ use crate::backend::Content;
 use crate::backend::Error;
 use crate::catalog::Operation;
 use crate::credentials::Credential;
+use crate::limits::Gate;
+use crate::limits::Lines;
+use crate::limits::Pass;
 use crate::mcp::Era;
 use crate::mcp::Message;
 use crate::mcp::Method;
@@ -90,7 +92,7 @@ struct Inner {
     idle_timeout: Duration,
     streams_max: usize,
     streams: Arc<Semaphore>,
-    posts: Arc<Semaphore>,
+    posts: Arc<Gate>,
     sessions: Mutex<HashMap<Arc<str>, Arc<Line>>>,
     stopped: AtomicBool,
 }
@@ -138,7 +140,7 @@ impl Upstream {
             idle_timeout: sse.idle_timeout,
             streams_max: permits,
             streams: Arc::new(Semaphore::new(permits)),
-            posts: Arc::new(Semaphore::new(permits)),
+            posts: Gate::new(permits, Lines::UNBOUNDED),
             sessions: Mutex::default(),
             stopped: AtomicBool::new(false),
         })))
@@ -229,7 +231,7 @@ impl Inner {
         ask: &Ask<'_>,
     ) -> Result<Answer, Error> {
         // Waited for by the caller itself: a caller who leaves while there is no place has asked nothing.
-        let slot = self.slot().await?;
+        let slot = self.slot(ask.share).await?;
         if !message.is_request() {
             ask.reach();
             if let Some(words) = line.desk.note(message, Some(session)) {
@@ -263,7 +265,7 @@ impl Inner {
         };
         let id = channel::mint(&self.blame)?;
         let newcomer = line.desk.join(id.clone(), ask.owner, hello)?;
-        let (inner, to, slot) = (self.clone(), line.clone(), self.slot().await?);
+        let (inner, to, slot) = (self.clone(), line.clone(), self.slot(ask.share).await?);
         let body = line.desk.greet(hello, |words| async move { inner.deliver(&to, words, header, slot).await }).await?;
         if is_error(&body) {
             return Ok(Answer { status: 200, session: None, content: Content::Json(body) });
@@ -400,18 +402,12 @@ impl Inner {
     }
 
     /// A place for one message on its way.
-    async fn slot(&self) -> Result<OwnedSemaphorePermit, Error> {
-        self.posts.clone().acquire_owned().await.map_err(|_| self.blame.unavailable("it is being stopped"))
+    async fn slot(&self, share: &str) -> Result<Pass, Error> {
+        self.posts.enter(share, 1).await.map_err(|_| self.blame.unavailable("too many wait for it"))
     }
 
     /// Posts one message. The answer, if it is a request, comes over the stream.
-    async fn deliver(
-        &self,
-        line: &Line,
-        words: Bytes,
-        header: Header,
-        _slot: OwnedSemaphorePermit,
-    ) -> Result<(), Error> {
+    async fn deliver(&self, line: &Line, words: Bytes, header: Header, _slot: Pass) -> Result<(), Error> {
         let end = words.len() - usize::from(words.ends_with(b"\n"));
         let request = self.compose("POST", words.slice(..end), &header)?;
         let head = request.head(&line.endpoint);
@@ -519,7 +515,7 @@ async fn say(inner: Weak<Inner>, line: Arc<Line>, mut to_say: mpsc::Receiver<Byt
             return;
         };
         let header = line.header.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let sent = async { inner.deliver(&line, words, header, inner.slot().await?).await };
+        let sent = async { inner.deliver(&line, words, header, inner.slot("").await?).await };
         if let Err(error) = sent.await {
             tracing::debug!(%error, "a word of ours did not arrive");
         }

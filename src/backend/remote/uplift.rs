@@ -192,6 +192,7 @@ impl Uplift {
             upstream: self.upstream.clone(),
             credential: credential.clone(),
             owner: permit.owner().clone(),
+            share: permit.share().into(),
             blame: self.blame.clone(),
         };
         let outcome = match asked.method {

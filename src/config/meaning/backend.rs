@@ -75,7 +75,7 @@ pub(super) fn backends(
 ) -> Vec<Config> {
     let key = root.at("backends");
     let backends = backends.unwrap_or_default();
-    if backends.is_empty() {
+    if backends.is_empty() && (!book.is_part() || book.has(&key)) {
         book.missing(&key, "there is no MCP server behind the gateway; for example `backends: { files: { http: { url: \"http://127.0.0.1:3001/mcp\" } } }`");
     }
     backends.into_iter().filter_map(|(name, written)| backend(book, &key.at(&name), name, written)).collect()

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use url::Url;
 
+pub(super) use certificate::matches;
+
 use super::edge;
 use super::is_loopback;
 use super::login::login;
@@ -59,7 +61,7 @@ pub(super) fn identity(
 ) -> Config {
     let key = root.at("identity");
     let ways = ways.unwrap_or_default();
-    if ways.is_empty() {
+    if ways.is_empty() && (!book.is_part() || book.has(&key)) {
         book.missing(&key, NOBODY);
     }
     let mut meant = Config::default();
@@ -114,7 +116,9 @@ pub(super) fn identity(
             }
         }
     }
-    proxy::who_shows_certificates(book, root, listeners, (certificates_at, proxy_at), &meant);
+    if !book.is_tenant() {
+        proxy::who_shows_certificates(book, root, listeners, (certificates_at, proxy_at), &meant);
+    }
     meant
 }
 

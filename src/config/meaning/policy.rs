@@ -23,7 +23,7 @@ pub(super) fn policy(
     policies: Option<Strings>,
 ) -> Config {
     let nothing = grants.as_ref().is_none_or(Vec::is_empty) && policies.is_none();
-    if nothing && !book.touched(&root.at("grants")) && !book.touched(&root.at("policies")) {
+    if nothing && !book.is_part() && !book.touched(&root.at("grants")) && !book.touched(&root.at("policies")) {
         book.warn(root, "there are no `grants` and no `policies`: nobody may do anything; for example `grants: [{ scope: mcp.read, allow: [read] }]`");
     }
     let grants = grants.unwrap_or_default().into_iter().enumerate();
@@ -83,8 +83,7 @@ pub(super) fn check_tools(book: &mut Book<'_>, key: &Key, text: &str) {
     match text.split_once('/') {
         Some((backend, tool)) if !backend.is_empty() && !tool.is_empty() => {
             let exact = !backend.contains(['*', '?', '[', '{']);
-            let place = Key::default().at("backends").at(backend);
-            if exact && !book.has(&place) && !book.touched(&place) {
+            if exact && !book.has_backend(backend) {
                 book.warn(key, format!("there is no backend `{}`", short(backend)));
             }
         }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::edge;
-use crate::backend::remote;
 use crate::config::book::Book;
 use crate::config::book::Key;
 use crate::config::file;
@@ -25,12 +24,13 @@ pub(super) fn routes(
     book: &mut Book<'_>,
     root: &Key,
     routes: Option<Vec<file::Route>>,
-    backends: &[remote::Config],
+    known: &[Arc<str>],
+    own: &[Arc<str>],
 ) -> route::Config {
     let key = root.at("routes");
     let routes = routes.unwrap_or_default();
-    if routes.is_empty() {
-        let name = backends.first().map_or("NAME", |backend| &backend.name);
+    if routes.is_empty() && (!book.is_part() || book.has(&key)) {
+        let name = known.first().map_or("NAME", |backend| backend);
         book.missing(
             &key,
             format!("no route leads to a backend; for example `routes: [{{ path: /mcp, backends: [{name}] }}]`"),
@@ -47,7 +47,7 @@ pub(super) fn routes(
         let host = route.host.take().map(|host| edge::host(book, &key.at("host"), &host));
         let mode = route.mode;
         let old_sse = route.old_sse.unwrap_or(true);
-        let reached = destinations(book, &key, root, route, backends);
+        let reached = destinations(book, &key, root, route, known);
         if let Some(path) = &path
             && let Some(first) = seen.insert((path.clone(), host.clone()), index)
         {
@@ -68,9 +68,9 @@ pub(super) fn routes(
         }
     }
     let meant: Vec<_> = meant.into_iter().map(|(_, route)| route).collect();
-    for backend in backends {
-        let key = root.at("backends").at(&backend.name);
-        if !meant.iter().any(|route| route.backends.contains(&backend.name)) && !book.touched(&root.at("routes")) {
+    for backend in own {
+        let key = root.at("backends").at(backend);
+        if !meant.iter().any(|route| route.backends.contains(backend)) && !book.touched(&root.at("routes")) {
             book.warn(&key, "no route leads to this backend");
         }
     }
@@ -78,7 +78,7 @@ pub(super) fn routes(
 }
 
 /// Requests are routed by their path as it is: what admission would not let through could never match.
-fn check_path(book: &mut Book<'_>, key: &Key, path: &str) {
+pub(super) fn check_path(book: &mut Book<'_>, key: &Key, path: &str) {
     let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '?' | '#' | '%' | '\\');
     let segments = || path.split('/').skip(1);
     if !path.starts_with('/')
@@ -96,13 +96,7 @@ fn check_path(book: &mut Book<'_>, key: &Key, path: &str) {
 
 type Reached = (Vec<Arc<str>>, Option<Arc<Names>>);
 
-fn destinations(
-    book: &mut Book<'_>,
-    key: &Key,
-    root: &Key,
-    route: file::Route,
-    backends: &[remote::Config],
-) -> Option<Reached> {
+fn destinations(book: &mut Book<'_>, key: &Key, root: &Key, route: file::Route, known: &[Arc<str>]) -> Option<Reached> {
     let written = book.require(key, "backends", route.backends, "backends: [files]")?.0;
     let list = key.at("backends");
     if written.is_empty() {
@@ -118,7 +112,7 @@ fn destinations(
     let mut shares: Vec<Share> = Vec::with_capacity(count);
     for (index, destination) in written.into_iter().enumerate() {
         let at = if book.has(&list.index(index)) { list.index(index) } else { list.clone() };
-        let Some(share) = share(book, &at, root, destination, backends, several) else { continue };
+        let Some(share) = share(book, &at, root, destination, known, several) else { continue };
         if shares.iter().any(|known| known.backend == share.backend) {
             book.error(&at, format!("`{}` is on this route already", share.backend));
             continue;
@@ -165,13 +159,13 @@ fn share(
     key: &Key,
     root: &Key,
     destination: file::Destination,
-    backends: &[remote::Config],
+    known: &[Arc<str>],
     several: bool,
 ) -> Option<Share> {
     let name = book.require(key, "backend", destination.backend, "backend: files")?;
-    let known = backends.iter().find(|backend| *backend.name == *name);
-    if known.is_none() && !book.touched(&root.at("backends").at(&name)) {
-        let known: Vec<String> = backends.iter().map(|backend| format!("`{}`", backend.name)).collect();
+    let found = known.iter().find(|backend| ***backend == *name);
+    if found.is_none() && !book.touched(&root.at("backends").at(&name)) {
+        let known: Vec<String> = known.iter().map(|backend| format!("`{backend}`")).collect();
         let known = if known.is_empty() { "there is none".to_owned() } else { format!("known: {}", known.join(", ")) };
         book.error(key, format!("there is no backend `{}`; {known}", short(&name)));
     }
@@ -199,7 +193,7 @@ fn share(
             book.error(&key, "changes nothing");
         }
     }
-    Some(Share { backend: known?.name.clone(), prefix, rename })
+    Some(Share { backend: found?.clone(), prefix, rename })
 }
 
 fn tell(book: &mut Book<'_>, list: &Key, separator: &str, shares: &[Share], clash: &Clash) {

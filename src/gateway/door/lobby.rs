@@ -127,7 +127,7 @@ impl Lobby {
             seat.state().used = Instant::now();
             return Ok(seat.clone());
         }
-        let full = Rejection::TooManyConcurrent { limit: "sessions" };
+        let full = Rejection::TooManyConcurrent { limit: "sessions", max: None };
         if seats.by_owner.get(owner).is_some_and(|count| *count >= SEATS_PER_OWNER_MAX) {
             seats.give_way(Some(owner)).ok_or_else(|| full.clone())?;
         }
@@ -238,7 +238,7 @@ impl Seat {
         let (stop, stopped) = watch::channel(false);
         let mut state = self.state();
         if state.running.len() >= RUNNING_MAX {
-            return Err(Rejection::TooManyConcurrent { limit: "session-requests" });
+            return Err(Rejection::TooManyConcurrent { limit: "session-requests", max: None });
         }
         state.count += 1;
         let number = state.count;
@@ -263,10 +263,10 @@ impl Seat {
         let (answered, answer) = oneshot::channel();
         let mut state = self.state();
         if state.waiting.len() >= WAITING_MAX {
-            return Err(Rejection::TooManyConcurrent { limit: "session-questions" });
+            return Err(Rejection::TooManyConcurrent { limit: "session-questions", max: None });
         }
         if !self.tallies.questions.take(&self.owner) {
-            return Err(Rejection::TooManyConcurrent { limit: "principal-questions" });
+            return Err(Rejection::TooManyConcurrent { limit: "principal-questions", max: None });
         }
         state.waiting.insert(id.clone(), answered);
         Ok(Waiting { seat: self.clone(), id, answer })
@@ -320,7 +320,7 @@ impl Seat {
         change: Option<Change>,
     ) -> Result<bool, Rejection> {
         if topics.len() > TOPICS_MAX {
-            return Err(Rejection::TooManyConcurrent { limit: "session-subscriptions" });
+            return Err(Rejection::TooManyConcurrent { limit: "session-subscriptions", max: None });
         }
         let mut state = self.state();
         if state.edition != edition {
@@ -487,7 +487,7 @@ mod tests {
         let newcomer = lobby.seat(&first, &owner).expect("the other idle one gives way");
         assert_eq!(newcomer.level(), None, "what was soft is gone");
         let _running = newcomer.begin(&id("1"));
-        let full = Rejection::TooManyConcurrent { limit: "sessions" };
+        let full = Rejection::TooManyConcurrent { limit: "sessions", max: None };
         assert_eq!(lobby.seat(&guest(), &owner).err(), Some(full));
         assert!(lobby.seat(&guest(), &"alice".into()).is_ok(), "others are not concerned");
         drop(busy);
@@ -521,7 +521,7 @@ mod tests {
     fn questions_are_bounded_per_session_and_per_principal_and_make_room_again() {
         let (lobby, owner): (_, Arc<str>) = (Lobby::default(), "mallory".into());
         let refused = |seat: &Arc<Seat>| seat.expect().err();
-        let too_many = |limit| Some(Rejection::TooManyConcurrent { limit });
+        let too_many = |limit| Some(Rejection::TooManyConcurrent { limit, max: None });
         let mut waiting = Vec::new();
         for _ in 0..WAITING_PER_OWNER_MAX / WAITING_MAX {
             let seat = lobby.seat(&guest(), &owner).expect("a place");

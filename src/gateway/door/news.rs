@@ -182,10 +182,10 @@ pub(super) async fn watch(
     let slot = match before.and_then(|before| before.slot.upgrade()).filter(|slot| !slot.is_given_back()) {
         // The older one ends in favour of this one.
         Some(slot) => {
-            errand.talks(open)?;
+            errand.talks(open).await?;
             slot
         }
-        None => Arc::new(errand.connects(open)?),
+        None => Arc::new(errand.connects(open).await?),
     };
     let errand = Errand { slot: Some(slot.clone()), ..errand.clone() };
     let (topics, edition) = seat.topics();
@@ -208,7 +208,7 @@ pub(super) async fn watch(
             wire.close();
             wire.line.end(Passing::End("streamed"));
         };
-        slot.renew(errand.connects(open).inspect_err(refused)?);
+        slot.renew(errand.connects(open).await.inspect_err(refused)?);
     }
     let flow = line.answer();
     let watch = Watch::of(&errand);
@@ -263,7 +263,7 @@ pub(super) async fn change(
         let watching = seat.news().filter(|news| news.is_open());
         let slot = watching.as_ref().and_then(|news| news.slot.upgrade());
         if slot.is_some() || !wanted {
-            errand.talks(open)?;
+            errand.talks(open).await?;
         }
         // One stream of news counts once, whatever it is made of.
         let errand = Errand { slot, ..errand.clone() };
@@ -293,7 +293,7 @@ pub(super) async fn change(
             return Ok(done());
         }
     }
-    Err(Rejection::TooManyConcurrent { limit: "session-subscriptions" })
+    Err(Rejection::TooManyConcurrent { limit: "session-subscriptions", max: None })
 }
 
 /// One `subscriptions/listen`, up to its acknowledgement. `asked`: the topic that must be among what is told; any other that

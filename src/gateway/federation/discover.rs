@@ -48,7 +48,7 @@ struct Discovered {
 impl Federation {
     pub(super) async fn discover(&self, message: Message, id: &Id, open: &mut Open) -> Result<Outgoing, Rejection> {
         open.to(&ALL.into());
-        let slot = self.slot()?;
+        let slot = self.slot().await?;
         let question = |share| {
             let message = Message { kind: Kind::Request { id: fan::part_id() }, ..message.clone() };
             Question { share, message }

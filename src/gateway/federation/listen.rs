@@ -61,10 +61,11 @@ impl Federation {
         let watched = self.watched(&message)?;
         let tasks = self.tasks(&message)?;
         let wanted = wanted(&message);
+        self.errand.turn.end();
         let limits = &self.errand.house.limits;
         let slot = match &self.errand.slot {
             Some(slot) => slot.clone(),
-            None => Arc::new(limits.acquire_stream(&self.errand.principal, ALL)?),
+            None => Arc::new(limits.acquire_stream(&self.errand.principal, ALL).await?),
         };
         let asked =
             (0..self.names.shares().len()).filter_map(|share| part_of(&message, &wanted, share, (&watched, &tasks)));

@@ -54,12 +54,13 @@ struct Part {
     ttl_ms: u64,
 }
 
-/// Whose part it is: the names (by their address, which lives as long as the house), the backend, the list, the caller's
+/// Whose part it is: the house, the names (by their address, which lives as long as the house), the backend, the list, the caller's
 /// authority, and where in the list.
-type PartKey = (usize, usize, ListKind, u128, Option<String>);
+type PartKey = (u64, usize, usize, ListKind, u128, Option<String>);
 
 /// The parts made lately: the same page for the same authority becomes the same part.
 pub(in crate::gateway) struct Parts {
+    realm: u64,
     cache: Cache<PartKey, Arc<Part>>,
     logged: Mutex<HashSet<(Arc<str>, String)>>,
 }
@@ -69,7 +70,7 @@ impl Default for Parts {
         let weigher =
             |_: &_, part: &Arc<Part>| u32::try_from(part.input.len() + part.entries.len()).unwrap_or(u32::MAX);
         let cache = Cache::builder().max_capacity(PARTS_BYTES_MAX).weigher(weigher).build();
-        Parts { cache, logged: Mutex::default() }
+        Parts { realm: 0, cache, logged: Mutex::default() }
     }
 }
 
@@ -98,7 +99,7 @@ impl Federation {
             Some(cursor) => self.unseal(kind, cursor)?,
             None => (0..self.names.shares().len()).map(|share| (share, None)).collect(),
         };
-        let slot = self.slot()?;
+        let slot = self.slot().await?;
         let question =
             |(share, cursor): &Place| Question { share: *share, message: part_of(&message, cursor.as_deref()) };
         let answers = self.ask(places.iter().map(question).collect(), &slot, open).await?;
@@ -202,7 +203,7 @@ impl Federation {
     fn part(&self, kind: ListKind, share: usize, from: Option<String>, body: Bytes) -> Option<Arc<Part>> {
         let parts = &self.errand.house.lists.parts;
         let authority = self.errand.principal.authority();
-        let key = (Arc::as_ptr(&self.names).addr(), share, kind, authority, from);
+        let key = (parts.realm, Arc::as_ptr(&self.names).addr(), share, kind, authority, from);
         if let Some(known) = parts.cache.get(&key).filter(|known| known.input == body) {
             return Some(known);
         }
@@ -243,6 +244,11 @@ impl Part {
 }
 
 impl Parts {
+    /// Those of another house: the same memory, and no entry in common.
+    pub(in crate::gateway) fn beside(&self, realm: u64) -> Parts {
+        Parts { realm, cache: self.cache.clone(), logged: Mutex::default() }
+    }
+
     /// Once for each name.
     fn log(&self, backend: &Arc<str>, name: String) {
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);

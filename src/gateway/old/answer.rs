@@ -215,7 +215,7 @@ impl Listening {
                 }
                 // Every message of the client is judged by its own token; the stream's is watched by the stream.
                 Some(Passing::End("reloaded" | "token_expired")) => {
-                    return self.recount().err().map(|over| (over, None));
+                    return self.recount().await.err().map(|over| (over, None));
                 }
                 Some(Passing::Answer { .. } | Passing::End(_) | Passing::Fail(_)) | None => self.flow = None,
             }
@@ -229,7 +229,7 @@ impl Listening {
         }
         self.opened += 1;
         let gone = self.opened > REOPENED_MAX || self.errand.reloads.has_changed().unwrap_or(true);
-        let Some(session) = self.berth.session().filter(|_| !gone) else { return self.recount() };
+        let Some(session) = self.berth.session().filter(|_| !gone) else { return self.recount().await };
         let errand = within(&self.errand.anew(), Verb::Get, Some(session), None);
         self.berth.count(None);
         match ask(&self.gateway, &errand, &mut self.note).await {
@@ -237,12 +237,12 @@ impl Listening {
                 self.flow = Some(flow);
                 Ok(true)
             }
-            Ok(Outgoing::Empty { .. } | Outgoing::Json { .. }) | Err(_) => self.recount(),
+            Ok(Outgoing::Empty { .. } | Outgoing::Json { .. }) | Err(_) => self.recount().await,
         }
     }
 
-    fn recount(&mut self) -> Result<bool, Heard> {
-        match self.errand.connects(&mut self.note) {
+    async fn recount(&mut self) -> Result<bool, Heard> {
+        match self.errand.connects(&mut self.note).await {
             Ok(slot) => {
                 self.berth.count(Some(slot));
                 Ok(false)

@@ -51,7 +51,7 @@ impl Berths {
             return Err(Rejection::Overloaded);
         }
         if open.values().filter(|other| other.owner == berth.owner).count() >= CONNECTIONS_PER_PRINCIPAL_MAX {
-            return Err(Rejection::TooManyStreams { limit: "old-sse-connections" });
+            return Err(Rejection::TooManyStreams { limit: "old-sse-connections", max: None });
         }
         open.insert(name.clone(), berth.clone());
         Ok(name)
@@ -125,7 +125,9 @@ impl Berth {
                 place.send(job());
                 Ok(())
             }
-            Err(mpsc::error::TrySendError::Full(())) => Err(Rejection::TooManyConcurrent { limit: "old-sse-requests" }),
+            Err(mpsc::error::TrySendError::Full(())) => {
+                Err(Rejection::TooManyConcurrent { limit: "old-sse-requests", max: None })
+            }
             Err(mpsc::error::TrySendError::Closed(())) => Err(Rejection::SessionUnknown),
         }
     }
@@ -139,7 +141,7 @@ impl Berth {
         let invalid = |what| Err(Rejection::Message { kind: FaultKind::InvalidRequest { what } });
         let mut held = self.held();
         if held.running.len() >= REQUESTS_MAX {
-            return Err(Rejection::TooManyConcurrent { limit: "old-sse-requests" });
+            return Err(Rejection::TooManyConcurrent { limit: "old-sse-requests", max: None });
         }
         if held.running.contains_key(id.as_json()) {
             return invalid("a request with this id is not answered yet");

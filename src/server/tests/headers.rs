@@ -214,7 +214,7 @@ async fn an_address_over_its_rate_is_refused_before_its_body_is_read() {
     let mut rig = Rig::start().await;
     rig.spine.limited.store(true, SeqCst);
     assert_eq!(rig.ask(crafted("Content-Length: 1000\r\n", "")).await.status, 429);
-    let expected = Rejection::RateLimited { limit: "address", retry_after: Duration::from_secs(1) };
+    let expected = Rejection::RateLimited { limit: "address", rate: RATE, retry_after: Duration::from_secs(1) };
     assert_eq!(rig.event().await, Event::Refused { rejection: expected, method: "POST".into(), path: "/mcp".into() });
 }
 

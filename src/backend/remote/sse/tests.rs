@@ -92,6 +92,7 @@ async fn ask(upstream: &Upstream, operation: Operation, session: Option<&str>) -
         bindings: &[],
         repeatable: false,
         owner: "i||anna",
+        share: "i||anna",
         reached: None,
     };
     upstream.ask(ask, &credentials::own(&credential), soon()).await

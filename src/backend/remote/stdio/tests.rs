@@ -66,8 +66,16 @@ async fn ask_as(
     operation: Operation,
     session: Option<&str>,
 ) -> Result<Answer, Error> {
-    let ask =
-        Ask { operation: &operation, session, version: None, bindings: &[], repeatable: false, owner, reached: None };
+    let ask = Ask {
+        operation: &operation,
+        session,
+        version: None,
+        bindings: &[],
+        repeatable: false,
+        owner,
+        share: owner,
+        reached: None,
+    };
     upstream.ask(ask, &credentials::own(&credentials::Config::None), soon()).await
 }
 

@@ -52,7 +52,12 @@ pub(super) fn rule(book: &mut Book<'_>, key: &Key, rule: file::CertificateRule) 
     Some(CertificateRule { matches, scopes, roles, groups, tenant })
 }
 
-fn matches(book: &mut Book<'_>, key: &Key, name: &str, text: String) -> Option<CertificateMatch> {
+pub(in crate::config::meaning) fn matches(
+    book: &mut Book<'_>,
+    key: &Key,
+    name: &str,
+    text: String,
+) -> Option<CertificateMatch> {
     let mut pattern = |text: &str, names| match Pattern::new(text, names) {
         Ok(pattern) => Some(pattern),
         Err(error) => {
