@@ -12,6 +12,7 @@ use super::tenants::Standing;
 use crate::backend::Backend;
 use crate::backend::remote;
 use crate::catalog::Mode;
+use crate::config;
 use crate::config::Config;
 use crate::config::Loaded;
 use crate::credentials::Source;
@@ -162,8 +163,22 @@ fn tls_files(digest: &mut ring::digest::Context, tls: &remote::ClientTls) {
 
 /// What policies may name: every backend, with its tools where they are known before it is asked.
 pub fn known(config: &Config) -> Known {
+    known_of(config.backends.iter())
+}
+
+/// What the policies of a tenant may name: its own backends, and the gateway's.
+pub(super) fn known_to(tenant: &config::Tenant, config: &Config) -> Known {
+    known_of(tenant.backends.iter().chain(&config.backends))
+}
+
+fn known_of<'b>(backends: impl Iterator<Item = &'b remote::Config>) -> Known {
     let pinned = |backend: &remote::Config| backend.pins.as_ref().map(|pinning| pinning.pins.declarations().to_vec());
-    Known::new(config.backends.iter().map(|backend| (backend.name.clone(), pinned(backend))))
+    let mut known = HashMap::new();
+    for backend in backends {
+        // What a tenant calls like one of the gateway's stands before it.
+        known.entry(backend.name.clone()).or_insert_with(|| pinned(backend));
+    }
+    Known::new(known)
 }
 
 /// Would these rooms do? For `check`: nothing is bound, nothing is connected to. Gives what the operator should know.
@@ -253,7 +268,17 @@ fn address(backend: &Arc<dyn Backend>) -> usize {
 
 /// Tools that were approved, or are not any more: a backend that is kept keeps its connections and processes.
 pub(super) fn pin(config: &Config, house: &House) {
-    for backend in &config.backends {
+    pin_members(&config.backends, house);
+    let with_pins = |tenant: &&Arc<config::Tenant>| tenant.backends.iter().any(|backend| backend.pins.is_some());
+    for tenant in config.tenants.iter().filter(with_pins) {
+        if let Some(own) = house.tenants.iter().find(|own| own.name() == Some(&tenant.name)) {
+            pin_members(&tenant.backends, own);
+        }
+    }
+}
+
+fn pin_members(backends: &[remote::Config], house: &House) {
+    for backend in backends {
         if let Some(member) = house.members.get(&backend.name) {
             member.backend.pin(backend.pins.as_ref().map(|pinning| pinning.pins.clone()));
         }

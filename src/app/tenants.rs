@@ -252,12 +252,14 @@ impl<'a> Builder<'a> {
 
     fn policy(&mut self, tenant: &config::Tenant) -> Result<Arc<Policy>, Vec<String>> {
         let Some(config) = &tenant.policy else { return Ok(self.gateway.policy.clone()) };
-        let key = format!("{:?}{:?}", config.grants, config.sources);
+        let own: Vec<_> = tenant.backends.iter().map(|backend| &backend.name).collect();
+        let key = format!("{:?}{:?}{own:?}", config.grants, config.sources);
+        let known = super::build::known_to(tenant, self.config);
         if let Some(known) = self.policies.get(&key) {
             return Ok(known.clone());
         }
         let said = |errors: Vec<policy::Error>| errors.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let policy = Arc::new(self.gateway.policy.within(config).map_err(said)?);
+        let policy = Arc::new(self.gateway.policy.within(config, &known).map_err(said)?);
         self.policies.insert(key, policy.clone());
         Ok(policy)
     }
@@ -341,7 +343,10 @@ pub(super) fn try_tenants(config: &Config, gateway: &Policy) -> Vec<String> {
                 .map_or_else(|| format!("tenants.{}", tenant.name), |file| file.display().to_string());
             problems.push(format!("{place}: {what}"));
         };
-        if let Some(Err(errors)) = tenant.policy.as_ref().map(|policy| gateway.within(policy)) {
+        if let Some(Err(errors)) = tenant.policy.as_ref().map(|policy| {
+            let known = super::build::known_to(&tenant, config);
+            gateway.within(policy, &known)
+        }) {
             errors.iter().for_each(|error| complain(error.to_string()));
         }
         if let Some(Err(error)) = tenant.identity.clone().map(Identity::new) {
