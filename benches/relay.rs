@@ -158,11 +158,13 @@ fn gateway(issuer: &Issuer, folder: &std::path::Path) -> Gateway {
         identity: Arc::new(
             Identity::new(identity::Config { issuers: vec![trusted], ..identity::Config::default() }).unwrap(),
         ),
-        limits: Arc::new(Limits::new(limits::Config {
-            principal: limits::Bound { calls: rate, concurrent: 1_000.try_into().ok(), ..limits::Bound::default() },
-            ..limits::Config::default()
-        })
-        .unwrap()),
+        limits: Arc::new(
+            Limits::new(limits::Config {
+                principal: limits::Bound { calls: rate, concurrent: 1_000.try_into().ok(), ..limits::Bound::default() },
+                ..limits::Config::default()
+            })
+            .unwrap(),
+        ),
         members: [(name.clone(), member)].into(),
         mode: Mode::ReadOnly,
         policy: Policy::new(&policy::Config { mode: Mode::ReadOnly, grants: vec![grant], sources: Vec::new() })

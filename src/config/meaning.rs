@@ -55,8 +55,7 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
     let routes = route::routes(book, &root, file.routes, &names, &names);
     identity.hosts = routes.routes.iter().filter_map(|route| route.host.clone()).collect();
     let policy = policy::policy(book, &root, file.mode, file.grants, file.policies);
-    let limits =
-        file.limits.map(|limits| limits::limits(book, &root, limits, &names)).unwrap_or_default();
+    let limits = file.limits.map(|limits| limits::limits(book, &root, limits, &names)).unwrap_or_default();
     let audit = audit(book, &root, file.audit, &listeners);
     let sessions = sessions::sessions(book, &root.at("sessions"), file.sessions.unwrap_or_default());
     let log = log(book, &root.at("log"), file.log.unwrap_or_default());

@@ -191,9 +191,7 @@ fn tenant(
     }
     let stated = written.grants.is_some() || written.policies.is_some();
     let judged = policy::policy(book, key, written.mode, written.grants, written.policies);
-    let limits = written.limits.map(|limits| {
-        limits_of(book, key, limits, &known, gateway)
-    });
+    let limits = written.limits.map(|limits| limits_of(book, key, limits, &known, gateway));
     Tenant {
         name: name.into(),
         file: file.map(Path::to_owned),
