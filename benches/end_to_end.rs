@@ -12,6 +12,7 @@
 )]
 
 #[path = "shared/load.rs"]
+#[expect(dead_code, reason = "each measuring program uses a part of it")]
 mod load;
 
 use std::fs;

@@ -327,7 +327,7 @@ fn a_reload_keeps_quotas_used() {
 
 #[test]
 fn a_backend_bounds_all_its_callers_at_once_and_a_slot_counts_there_once() {
-    let backends = std::collections::BTreeMap::from([("b".to_owned(), NonZeroU32::new(2).unwrap())]);
+    let backends = BTreeMap::from([("b".to_owned(), NonZeroU32::new(2).unwrap())]);
     let (limits, _) = limits(Config { backends, ..Config::default() });
     let whole = now(limits.acquire(&ann(), None, "all", None)).unwrap();
     limits.hold_backend(&whole, "b").unwrap();
@@ -337,6 +337,30 @@ fn a_backend_bounds_all_its_callers_at_once_and_a_slot_counts_there_once() {
     drop(now(limits.acquire(&"eve".into(), None, "c", None)).unwrap());
     drop((whole, other));
     assert_eq!(limits.slots.keys(), 0);
+}
+
+#[test]
+fn a_tenant_with_limits_of_its_own_counts_with_everybody_at_the_gateways_backends_and_takes_the_same_turns() {
+    let some = |count| NonZeroU32::new(count).unwrap();
+    let bounds = |name: &str, count| BTreeMap::from([(name.to_owned(), some(count))]);
+    let (gateway, _) = limits(Config { backends: bounds("theirs", 1), ..Config::default() });
+    let (name, own) = (Arc::from("contoso"), BTreeSet::from([Arc::from("own")]));
+    let config = || Config { principal: calls(2, 60), backends: bounds("own", 1), ..Config::default() };
+    let tenant = gateway.within(config(), (&name, &own), None);
+    assert!(tenant.counts_with(&gateway));
+    let ours = now(gateway.acquire(&"bob".into(), None, "theirs", None)).unwrap();
+    assert_eq!(refused(now(tenant.acquire(&ann(), Some(&name), "theirs", None))), "backend-concurrent");
+    drop(ours);
+    let held = now(tenant.acquire(&ann(), Some(&name), "own", None)).unwrap();
+    assert_eq!(refused(now(tenant.acquire(&"eve".into(), Some(&name), "own", None))), "backend-concurrent");
+    drop(now(gateway.acquire(&"bob".into(), None, "own", None)).unwrap());
+    let after = gateway.within(config(), (&name, &own), Some(&tenant));
+    assert_eq!(refused(now(after.acquire(&ann(), Some(&name), "elsewhere", None))), "principal");
+    drop(held);
+    assert_eq!(gateway.slots.keys(), 0);
+    let other_turns = TurnsConfig { in_progress: some(77), ..TurnsConfig::default() };
+    let reloaded = gateway.reloaded(Config { turns: other_turns, ..Config::default() }).unwrap();
+    assert!(!tenant.counts_with(&reloaded));
 }
 
 #[tokio::test]

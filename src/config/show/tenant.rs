@@ -17,7 +17,6 @@ use super::text;
 use super::unless_empty;
 use crate::config::Tenant;
 use crate::gateway::Certificate;
-use crate::identity::Config;
 
 pub(super) fn tenants(tenants: &[Arc<Tenant>]) -> Shown {
     if tenants.is_empty() {
@@ -28,7 +27,7 @@ pub(super) fn tenants(tenants: &[Arc<Tenant>]) -> Shown {
 
 fn tenant(tenant: &Tenant) -> Shown {
     let rule = &tenant.rule;
-    let own = tenant.identity.as_ref().map(|own| identity(&Config { proxy: None, ..own.clone() }));
+    let own = tenant.identity.as_ref().map(|own| identity(&identity::Config { proxy: None, ..own.clone() }));
     let policy = tenant.policy.as_ref();
     let backends = tenant.backends.iter().map(|one| (one.name.to_string(), backend(one))).collect::<Vec<_>>();
     let hosts: Vec<_> = rule.hosts.iter().collect();
