@@ -4,6 +4,7 @@ mod book;
 mod document;
 mod file;
 mod meaning;
+mod pinned;
 mod read;
 #[cfg(test)]
 mod reference;

@@ -17,7 +17,6 @@ mod pattern;
 mod presented;
 pub mod registration;
 mod shared;
-pub(crate) mod strict;
 mod subject;
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,7 @@ mod message;
 pub mod meta;
 pub mod object;
 pub mod sse;
+pub(crate) mod strict;
 
 pub use era::Era;
 pub use era::LEGACY_VERSIONS;

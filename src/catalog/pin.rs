@@ -6,14 +6,12 @@
 
 mod canon;
 mod diff;
-mod read;
 #[cfg(test)]
 mod tests;
 mod text;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -25,9 +23,9 @@ use super::Effect;
 use super::Effects;
 use super::Hints;
 use super::Kind;
-use crate::identity::strict;
 use crate::mcp;
 use crate::mcp::list;
+use crate::mcp::strict;
 
 pub use diff::Change;
 pub use diff::Kind as ChangeKind;
@@ -83,7 +81,7 @@ impl Definition {
         Definition::of(strict::object(wire).ok_or(Unfit::Malformed)?)
     }
 
-    fn of(members: Map<String, Value>) -> Result<Definition, Unfit> {
+    pub(crate) fn of(members: Map<String, Value>) -> Result<Definition, Unfit> {
         if !members.get("name").and_then(Value::as_str).is_some_and(list::good_name) {
             return Err(Unfit::Name);
         }
@@ -213,37 +211,6 @@ impl PinFile {
         PinFile { backend: backend.to_owned(), tools: BTreeMap::new() }
     }
 
-    /// # Errors
-    /// Everything that is wrong with it, each with its line.
-    pub fn parse(text: &str) -> Result<PinFile, Vec<Fault>> {
-        read::parse(text)
-    }
-
-    /// # Errors
-    /// That it cannot be read, or everything that is wrong with it.
-    pub fn read(path: &Path) -> Result<PinFile, Vec<Fault>> {
-        let whole = |what: String| vec![Fault { line: 0, what }];
-        let length = std::fs::metadata(path).map_err(|error| whole(format!("cannot be read: {error}")))?.len();
-        if length > FILE_BYTES_MAX {
-            return Err(whole(format!("is larger than {FILE_BYTES_MAX} bytes")));
-        }
-        PinFile::parse(&std::fs::read_to_string(path).map_err(|error| whole(format!("cannot be read: {error}")))?)
-    }
-
-    /// Puts the file in the place of the old one, as a whole or not at all. Makes its folder.
-    ///
-    /// # Errors
-    /// That it cannot be written.
-    pub fn write(&self, path: &Path) -> std::io::Result<()> {
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder)?;
-        }
-        let mut draft = path.as_os_str().to_owned();
-        draft.push(".new");
-        std::fs::write(&draft, self.to_yaml())?;
-        std::fs::rename(&draft, path)
-    }
-
     /// The file's text: always the same for the same tools.
     pub fn to_yaml(&self) -> String {
         let mut out = format!("{HEAD}version: 1\nbackend: {}\n", text::key(&self.backend));
@@ -346,6 +313,6 @@ fn rank(member: &str) -> usize {
 }
 
 /// Written as text; every other member is written as JSON.
-fn is_text(member: &str) -> bool {
+pub(crate) fn is_text(member: &str) -> bool {
     matches!(member, "title" | "description")
 }

@@ -88,6 +88,7 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
                     hosts.push(host);
                 }
             }
+            hosts.sort();
         }
         (config.tenants, config.refused) = (meant.tenants, meant.refused);
     }

@@ -10,10 +10,10 @@ use serde_json::json;
 use super::apply::Outgoing;
 use crate::catalog::Call;
 use crate::catalog::Catalog;
-use crate::identity::strict::Strict;
 use crate::mcp::Era;
 use crate::mcp::Method;
 use crate::mcp::object;
+use crate::mcp::strict::Strict;
 
 /// What the caller is told instead of the call's result; `None` where nothing is wrong, or nothing is pinned.
 pub(super) fn refused(call: &Call, catalog: &Catalog) -> Option<Outgoing> {

@@ -22,7 +22,7 @@ use super::groups::Tally;
 use super::jwks::Source;
 use super::jwt::Demanded;
 use super::shared::Shared;
-use super::strict;
+use crate::mcp::strict;
 
 /// What stands for the tenant in the `issuer` of metadata and keys that several tenants share.
 pub(super) const TENANT_PLACE: &str = "{tenantid}";

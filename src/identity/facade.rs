@@ -23,7 +23,7 @@ use super::StartError;
 use super::entra;
 use super::oidc;
 use super::registration;
-use super::strict;
+use crate::mcp::strict;
 
 /// Where facades stand, below the public URL. Routes cannot.
 pub const ROOT: &str = "/login/";

@@ -23,7 +23,7 @@ use crate::principal::Principal;
 use super::entra;
 use super::entra::Resolve;
 use super::entra::is_id;
-use super::strict;
+use crate::mcp::strict;
 
 /// More than this Graph does not tell either (it answers with an error).
 const GROUPS_MAX: usize = 2046;

@@ -35,7 +35,7 @@ use super::jwks::KeySet;
 use super::jwks::Source;
 use super::key::Key;
 use super::oidc;
-use super::strict;
+use crate::mcp::strict;
 
 /// Entra tokens with many groups come to about 8 KiB.
 pub(super) const TOKEN_BYTES_MAX: usize = 16 * 1024;

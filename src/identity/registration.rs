@@ -9,7 +9,7 @@ use serde_json::json;
 use url::Url;
 
 use super::facade::Login;
-use super::strict;
+use crate::mcp::strict;
 
 /// What a client says about itself is less than a KiB.
 pub const REQUEST_BYTES_MAX: usize = 16 * 1024;

@@ -107,7 +107,7 @@ type Read = Result<(Tenant, Vec<PathBuf>), (Vec<Problem>, Vec<PathBuf>)>;
 
 fn read_file(options: &Options, path: &Path, name: &str, gateway: &Config, meant: &mut Meant) -> Read {
     let whole = |message: String| Problem { file: path.to_owned(), line: 0, column: 0, key: String::new(), message };
-    let text = super::super::text_of(path, FILE_BYTES_MAX).map_err(|message| (vec![whole(message)], Vec::new()))?;
+    let text = crate::config::text_of(path, FILE_BYTES_MAX).map_err(|message| (vec![whole(message)], Vec::new()))?;
     let problem = |fault: yaml::Fault| Problem {
         file: path.to_owned(),
         line: fault.at.line,

@@ -1,27 +1,61 @@
-//! A pin file's text to a [`PinFile`], with every fault at once and its line.
+//! Pin files: a text to a [`PinFile`], with every fault at once and its line; reading and writing the file.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde_json::Map;
 use serde_json::Value;
 
-use super::DEFINITION_BYTES_MAX;
-use super::Definition;
-use super::FILE_BYTES_MAX;
-use super::Fault;
-use super::Pin;
-use super::PinFile;
-use super::hex;
-use super::is_text;
+use super::yaml;
+use super::yaml::Content;
+use super::yaml::Node;
 use crate::catalog::Effect;
-use crate::config::yaml;
-use crate::config::yaml::Content;
-use crate::config::yaml::Node;
-use crate::identity::strict::Strict;
+use crate::catalog::pin::DEFINITION_BYTES_MAX;
+use crate::catalog::pin::Definition;
+use crate::catalog::pin::FILE_BYTES_MAX;
+use crate::catalog::pin::Fault;
+use crate::catalog::pin::Pin;
+use crate::catalog::pin::PinFile;
+use crate::catalog::pin::hex;
+use crate::catalog::pin::is_text;
+use crate::mcp::strict::Strict;
 
 const NOTE_BYTES_MAX: usize = 1024;
 
-pub(super) fn parse(text: &str) -> Result<PinFile, Vec<Fault>> {
+impl PinFile {
+    /// # Errors
+    /// Everything that is wrong with it, each with its line.
+    pub fn parse(text: &str) -> Result<PinFile, Vec<Fault>> {
+        parse(text)
+    }
+
+    /// # Errors
+    /// That it cannot be read, or everything that is wrong with it.
+    pub fn read(path: &Path) -> Result<PinFile, Vec<Fault>> {
+        let whole = |what: String| vec![Fault { line: 0, what }];
+        let length = std::fs::metadata(path).map_err(|error| whole(format!("cannot be read: {error}")))?.len();
+        if length > FILE_BYTES_MAX {
+            return Err(whole(format!("is larger than {FILE_BYTES_MAX} bytes")));
+        }
+        PinFile::parse(&std::fs::read_to_string(path).map_err(|error| whole(format!("cannot be read: {error}")))?)
+    }
+
+    /// Puts the file in the place of the old one, as a whole or not at all. Makes its folder.
+    ///
+    /// # Errors
+    /// That it cannot be written.
+    pub fn write(&self, path: &Path) -> std::io::Result<()> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        let mut draft = path.as_os_str().to_owned();
+        draft.push(".new");
+        std::fs::write(&draft, self.to_yaml())?;
+        std::fs::rename(&draft, path)
+    }
+}
+
+fn parse(text: &str) -> Result<PinFile, Vec<Fault>> {
     if text.len() as u64 > FILE_BYTES_MAX {
         return Err(vec![Fault { line: 0, what: format!("is larger than {FILE_BYTES_MAX} bytes") }]);
     }
