@@ -466,7 +466,7 @@ fn backend(config: &remote::Config) -> Shown {
             }),
         ),
         ("trust_annotations", word(config.effects.trust_annotations)),
-        ("pins", maybe(config.pins.as_ref(), |pinning| text(&pinning.file.display().to_string()))),
+        ("pins", maybe(config.pins.as_ref(), |pinning| text(pinning.file.display().to_string()))),
         ("mode", maybe(config.mode, mode)),
         ("credential", credential::shown(&config.credential)),
         ("connect_timeout", span(config.connect_timeout)),

@@ -10,6 +10,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use axum::body::Body;
+use axum::http::Method;
 use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -226,8 +227,8 @@ async fn a_claims_challenge_of_the_upstream_is_answered_once_and_then_passed_on(
     let refused = |body: &str| {
         let challenge =
             format!("Bearer realm=\"\", error=\"insufficient_claims\", claims=\"{}\"", STANDARD.encode(body));
-        let answer = axum::response::Response::builder().status(401).header("www-authenticate", challenge);
-        answer.body(axum::body::Body::from("canary")).unwrap()
+        let answer = Response::builder().status(401).header("www-authenticate", challenge);
+        answer.body(Body::from("canary")).unwrap()
     };
     let entra = Entra::start();
     let (upstream, _) = upstream(move |token| match token["user"].as_str() {
@@ -260,7 +261,7 @@ async fn old_server(wanted: &'static str) -> Scripted {
     Scripted::start(move |method, headers, message| {
         let token = content(headers);
         let user = token["user"].as_str().unwrap_or_default().to_owned();
-        let at_stream = method == axum::http::Method::GET;
+        let at_stream = method == Method::GET;
         let refused = match user.as_str() {
             "alice" => at_stream && token["claims"].is_null(),
             "bob" => at_stream,

@@ -152,8 +152,9 @@ fn claims(subject: &str, changes: Value) -> Value {
 /// The token under another signature.
 fn forged(token: &str) -> String {
     let (signed, signature) = token.rsplit_once('.').unwrap();
-    let other = if signature.starts_with('A') { "B" } else { "A" };
-    format!("{signed}.{other}{}", &signature[1..])
+    let (first, rest) = signature.split_at_checked(1).unwrap();
+    let other = if first == "A" { "B" } else { "A" };
+    format!("{signed}.{other}{rest}")
 }
 
 async fn listed(rig: &Rig, token: &str) -> (Answer, Duration) {

@@ -257,20 +257,20 @@ fn text(reports: &[Report]) -> String {
 
 fn json(reports: &[Report]) -> String {
     let row = |report: &Report, outcome: &Outcome| {
-        let mut row = json!({
+        let failure = match &outcome.failure {
+            Some(Failure::Differs { question, expected, got, grounds }) => {
+                Some(json!({ "asked": question, "expected": expected, "got": got, "policies": grounds }))
+            }
+            Some(Failure::Wrong(what)) => Some(json!({ "wrong": what })),
+            None => None,
+        };
+        json!({
             "file": report.path.display().to_string(),
             "line": outcome.line,
             "name": outcome.name,
             "passed": outcome.failure.is_none(),
-        });
-        match &outcome.failure {
-            Some(Failure::Differs { question, expected, got, grounds }) => {
-                row["failure"] = json!({ "asked": question, "expected": expected, "got": got, "policies": grounds });
-            }
-            Some(Failure::Wrong(what)) => row["failure"] = json!({ "wrong": what }),
-            None => {}
-        }
-        row
+            "failure": failure,
+        })
     };
     let rows: Vec<serde_json::Value> =
         reports.iter().flat_map(|report| report.outcomes.iter().map(move |outcome| row(report, outcome))).collect();
