@@ -117,7 +117,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Connects to nothing: that begins with [`Shared::start`].
+    /// Connects to nothing: that begins with `start`.
     ///
     /// # Errors
     /// [`Invalid`]: a file that is no certificate.
