@@ -16,6 +16,7 @@ pub mod arguments;
 mod config;
 mod failure;
 mod news;
+pub mod page;
 mod selection;
 mod table;
 #[cfg(test)]
@@ -366,9 +367,7 @@ impl<C: Client> BuiltIn<C> {
                 }
             }
             Some(Method::CompletionComplete) => match answer::asked_to_complete(message) {
-                Some((of, argument, typed)) => {
-                    answer::completed(self.client.complete(on, of, &argument, &typed).await)
-                }
+                Some((of, argument, typed)) => answer::completed(self.client.complete(on, of, &argument, &typed).await),
                 None => answer::Said::invalid("params.argument must have a name and a value"),
             },
             method => answer::Said::unknown(method),

@@ -102,9 +102,10 @@ impl Client for Vault {
     ];
 
     fn instructions(&self) -> Option<String> {
-        let mut text = "Tools for HashiCorp Vault. A secret has a mount and a path in it; list_mounts shows the mounts. \
+        let mut text =
+            "Tools for HashiCorp Vault. A secret has a mount and a path in it; list_mounts shows the mounts. \
                         Do not repeat secret values unless the user asks for them."
-            .to_owned();
+                .to_owned();
         if self.config.wrap.secrets {
             text.push_str(" Secrets are given as wrapping tokens, which can be unwrapped once.");
         }

@@ -214,7 +214,10 @@ impl Vault {
     async fn renewed(&self) -> Result<Held, Why> {
         let mut own = self.own.lock().await;
         if let Some(held) = own.as_ref().filter(|held| held.renewable) {
-            match self.ask(Method::POST, &Path::fixed("v1/auth/token/renew-self"), Some(&held.token), Some(&json!({}))).await {
+            match self
+                .ask(Method::POST, &Path::fixed("v1/auth/token/renew-self"), Some(&held.token), Some(&json!({})))
+                .await
+            {
                 Ok(Answer { auth: Some(auth), .. }) => {
                     let renewed = held_of(auth);
                     // At the end of its longest life a renewal adds next to nothing.

@@ -312,11 +312,16 @@ mod tests {
 
     #[test]
     fn a_segment_stays_one_segment_whatever_is_in_it() {
-        for segment in ["a/b", "..", ".", "%2e%2e", "%2f", "a?b", "a#b", "a\\b", "ä ", "a;b", "", "..%00", "\r\nX: y"] {
+        for segment in ["a/b", "..", ".", "%2e%2e", "%2f", "a?b", "a#b", "a\\b", "ä ", "a;b", "", "..%00", "\r\nX: y"]
+        {
             let path = Path::fixed("v1/secret").at(segment).at("end").query("list", "a&b=c");
             let url = Url::parse(&format!("http://127.0.0.1{}", path.text)).expect("a URL");
             let segments: Vec<&str> = url.path_segments().expect("segments").collect();
-            assert_eq!((segments.len(), segments[0], segments[1], segments[3]), (4, "v1", "secret", "end"), "{segment}");
+            assert_eq!(
+                (segments.len(), segments[0], segments[1], segments[3]),
+                (4, "v1", "secret", "end"),
+                "{segment}"
+            );
             assert_eq!(url.query(), Some("list=a%26b%3Dc"), "{segment}");
             assert_eq!(url.fragment(), None, "{segment}");
         }
@@ -325,7 +330,9 @@ mod tests {
 
     #[test]
     fn metadata_services_and_urls_with_passwords_are_no_servers() {
-        for base in ["http://169.254.169.254/", "http://[fe80::1]/", "https://u:p@vault/", "ftp://vault/", "http://v/?a=b"] {
+        for base in
+            ["http://169.254.169.254/", "http://[fe80::1]/", "https://u:p@vault/", "ftp://vault/", "http://v/?a=b"]
+        {
             assert!(Origin::new(&config(base)).is_err(), "{base}");
         }
         for base in ["http://10.0.0.1:8200", "http://127.0.0.1:8200", "http://vault:8200"] {

@@ -116,9 +116,7 @@ pub(super) fn json(value: &impl Serialize) -> String {
 
 pub(super) fn list(member: &str, entries: &str, public: bool) -> Said {
     let (ttl_ms, scope) = if public { (TTL_MS, "public") } else { (0, "private") };
-    Said::Result(format!(
-        r#"{{"resultType":"complete","{member}":{entries},"ttlMs":{ttl_ms},"cacheScope":"{scope}"}}"#
-    ))
+    Said::Result(format!(r#"{{"resultType":"complete","{member}":{entries},"ttlMs":{ttl_ms},"cacheScope":"{scope}"}}"#))
 }
 
 pub(super) fn discovered<C: Client>(client: &C) -> Said {

@@ -13,7 +13,8 @@ pub fn read<A: DeserializeOwned>(text: &[u8]) -> Result<A, Failure> {
     serde_path_to_error::deserialize(deserializer).map_err(|error| {
         let path = error.path().to_string();
         let words = words(&error.inner().to_string());
-        let place = if path == "." || path.is_empty() { String::new() } else { format!("argument `{}`: ", short(&path)) };
+        let place =
+            if path == "." || path.is_empty() { String::new() } else { format!("argument `{}`: ", short(&path)) };
         Failure::arguments(format!("{place}{words}"))
     })
 }
@@ -51,7 +52,10 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_and_no_value_is_repeated() {
         for (text, expected) in [
-            (r#"{"path":"a","versoin":1}"#, "argument `versoin`: unknown field `versoin`, expected `path` or `version`"),
+            (
+                r#"{"path":"a","versoin":1}"#,
+                "argument `versoin`: unknown field `versoin`, expected `path` or `version`",
+            ),
             (r#"{"version":1}"#, "missing field `path`"),
             (r#"{"path":"a","version":"hunter2"}"#, "argument `version`: expected u32"),
             (r#"{"path":{"hunter2":1}}"#, "argument `path`: expected a string"),

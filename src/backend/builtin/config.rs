@@ -27,7 +27,9 @@ impl Config {
     /// Feeds the content of every file that it names to `take`; the credential's apart.
     pub fn files(&self, take: &mut dyn FnMut(&[u8])) {
         match &self.product {
-            Product::Vault(vault) => vault.origin.files().for_each(|path| take(&std::fs::read(path).unwrap_or_default())),
+            Product::Vault(vault) => {
+                vault.origin.files().for_each(|path| take(&std::fs::read(path).unwrap_or_default()))
+            }
         }
     }
 }

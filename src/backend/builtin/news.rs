@@ -42,7 +42,8 @@ impl News {
         let wanted = message.params.subscriptions.iter().filter(|uri| able && may(uri));
         let watched: Vec<Arc<str>> = wanted.take(WATCHED_MAX).map(|uri| uri.as_str().into()).collect();
         let granted = if watched.is_empty() { json!({}) } else { json!({ "resourceSubscriptions": watched }) };
-        let first = notification("notifications/subscriptions/acknowledged", id, &format!(r#","notifications":{granted}"#));
+        let first =
+            notification("notifications/subscriptions/acknowledged", id, &format!(r#","notifications":{granted}"#));
         let listener = Listener { changes: self.changes.subscribe(), watched, id: id.clone() };
         let changes = stream::unfold(listener, |mut listener| async move {
             let events = listener.next().await?;

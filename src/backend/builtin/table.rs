@@ -34,7 +34,13 @@ pub struct Entry<C: 'static> {
 
 impl<C: Client> Entry<C> {
     pub const fn of<T: Tool<Client = C>>() -> Entry<C> {
-        Entry { spec: T::SPEC, input: input::<T::Args>, output: output::<T::Output>, effect: effect::<T>, run: run::<T> }
+        Entry {
+            spec: T::SPEC,
+            input: input::<T::Args>,
+            output: output::<T::Output>,
+            effect: effect::<T>,
+            run: run::<T>,
+        }
     }
 
     /// Decodes the arguments and carries the tool out.
@@ -84,8 +90,12 @@ pub struct Declared {
 
 /// Every row of a backend's table.
 pub fn declared<C: Client>(backend: &'static str) -> Vec<Declared> {
-    let one =
-        |entry: &Entry<C>| Declared { backend, spec: entry.spec, input: entry.input_schema(), output: entry.output_schema() };
+    let one = |entry: &Entry<C>| Declared {
+        backend,
+        spec: entry.spec,
+        input: entry.input_schema(),
+        output: entry.output_schema(),
+    };
     C::TOOLS.iter().map(one).collect()
 }
 
@@ -119,7 +129,8 @@ fn run<'a, T: Tool>(client: &'a T::Client, on: &'a On<'a>, text: &'a [u8]) -> Bo
     Box::pin(async move {
         let args = arguments::read::<T::Args>(text)?;
         let output = T::call(client, on, args).await?;
-        let structured = serde_json::to_string(&output).map_err(|_| Failure::upstream("the result cannot be written"))?;
+        let structured =
+            serde_json::to_string(&output).map_err(|_| Failure::upstream("the result cannot be written"))?;
         Ok(Done { text: output.text().unwrap_or_else(|| structured.clone()), structured })
     })
 }

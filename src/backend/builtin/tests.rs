@@ -31,7 +31,10 @@ fn every_tool_of_every_table_keeps_the_laws() {
         }
         assert!(seen.insert((backend, Names::Underscored.shown(name))), "{name} is there twice");
         let sentence = |text: &str| {
-            text.starts_with(|c: char| c.is_uppercase()) && text.ends_with('.') && !text.contains("  ") && !text.contains('\n')
+            text.starts_with(|c: char| c.is_uppercase())
+                && text.ends_with('.')
+                && !text.contains("  ")
+                && !text.contains('\n')
         };
         assert!(sentence(spec.summary) && spec.summary.len() <= 200, "{name}: the summary is a sentence");
         assert!(spec.details.is_empty() || spec.details.ends_with('.'), "{name}: the details are sentences");
@@ -237,12 +240,16 @@ async fn a_client_with_a_table_is_an_mcp_server() {
     let backend = toy(Toy::default(), &Selection::default());
     let (_, discovered) = ask(&backend, Method::ServerDiscover, json!({})).await;
     let capabilities = &discovered["result"]["capabilities"];
-    assert_eq!(capabilities, &json!({ "tools": {}, "resources": { "subscribe": true }, "prompts": {}, "completions": {} }));
+    assert_eq!(
+        capabilities,
+        &json!({ "tools": {}, "resources": { "subscribe": true }, "prompts": {}, "completions": {} })
+    );
     let (_, listed) = ask(&backend, Method::ToolsList, json!({})).await;
     let names: Vec<_> = listed["result"]["tools"].as_array().unwrap().iter().map(|tool| tool["name"].clone()).collect();
     assert_eq!(names, ["note.take", "note.sleep"]);
     assert_eq!(listed["result"]["resultType"], "complete");
-    let (_, called) = ask(&backend, Method::ToolsCall, json!({ "name": "note.take", "arguments": { "name": "x" } })).await;
+    let (_, called) =
+        ask(&backend, Method::ToolsCall, json!({ "name": "note.take", "arguments": { "name": "x" } })).await;
     assert_eq!(called["result"]["content"][0]["text"], "noted x");
     assert_eq!(called["result"]["structuredContent"], json!({ "name": "x" }));
     assert_eq!(called["result"]["isError"], false);
@@ -268,7 +275,8 @@ async fn a_client_with_a_table_is_an_mcp_server() {
 async fn arguments_that_are_not_the_tools_are_a_tool_error() {
     let backend = toy(Toy::default(), &Selection::default());
     for arguments in [json!({}), json!({ "name": 7 }), json!({ "name": "x", "more": "hunter2" })] {
-        let (status, said) = ask(&backend, Method::ToolsCall, json!({ "name": "note.take", "arguments": arguments })).await;
+        let (status, said) =
+            ask(&backend, Method::ToolsCall, json!({ "name": "note.take", "arguments": arguments })).await;
         assert_eq!((status, &said["result"]["isError"]), (200, &json!(true)), "{said}");
         assert_eq!(said["result"]["_meta"]["io.wardgate/failure"]["kind"], "arguments");
         assert!(!said.to_string().contains("hunter2"));
@@ -279,7 +287,8 @@ async fn arguments_that_are_not_the_tools_are_a_tool_error() {
 #[tokio::test]
 async fn a_tool_that_takes_too_long_is_ended_and_says_that_it_may_have_been_carried_out() {
     let backend = toy(Toy::default(), &Selection::default());
-    let (_, said) = ask(&backend, Method::ToolsCall, json!({ "name": "note.sleep", "arguments": { "name": "x" } })).await;
+    let (_, said) =
+        ask(&backend, Method::ToolsCall, json!({ "name": "note.sleep", "arguments": { "name": "x" } })).await;
     assert_eq!(said["result"]["_meta"]["io.wardgate/failure"], json!({ "kind": "timeout", "retryable": true }));
     assert!(said["result"]["content"][0]["text"].as_str().unwrap().contains("look before you repeat"), "{said}");
 }
@@ -292,7 +301,10 @@ fn groups_and_tools_are_switched_and_names_are_written_as_configured() {
         backend.catalog().tools.keys().map(|name| name.to_string()).collect::<BTreeSet<_>>()
     };
     let groups = |groups: &[&str]| Some(groups.iter().map(|group| (*group).to_owned()).collect());
-    assert_eq!(names(&Selection { groups: groups(&["notes"]), ..Selection::default() }), ["note.take".to_owned()].into());
+    assert_eq!(
+        names(&Selection { groups: groups(&["notes"]), ..Selection::default() }),
+        ["note.take".to_owned()].into()
+    );
     let underscored = Selection { names: Names::Underscored, disable: vec![glob("note.sleep")], groups: None };
     assert_eq!(names(&underscored), ["note_take".to_owned()].into());
     let by_shown = Selection { names: Names::Underscored, disable: vec![glob("note_s*")], groups: None };
@@ -337,7 +349,10 @@ async fn a_subscriber_hears_of_what_it_may_watch_and_of_nothing_else() {
     }
     for expected in ["toy://folder/", "toy://x"] {
         let news = next().await;
-        assert_eq!((&news["method"], &news["params"]["uri"]), (&json!("notifications/resources/updated"), &json!(expected)));
+        assert_eq!(
+            (&news["method"], &news["params"]["uri"]),
+            (&json!("notifications/resources/updated"), &json!(expected))
+        );
         assert_eq!(news["params"]["_meta"]["io.modelcontextprotocol/subscriptionId"], 7);
     }
 }
@@ -345,7 +360,8 @@ async fn a_subscriber_hears_of_what_it_may_watch_and_of_nothing_else() {
 #[tokio::test]
 async fn a_fixed_credential_that_is_dead_is_a_tool_error() {
     let backend = toy(Toy { locked_out: 9, ..Toy::default() }, &Selection::default());
-    let (_, said) = ask(&backend, Method::ToolsCall, json!({ "name": "note.take", "arguments": { "name": "x" } })).await;
+    let (_, said) =
+        ask(&backend, Method::ToolsCall, json!({ "name": "note.take", "arguments": { "name": "x" } })).await;
     assert_eq!(said["result"]["_meta"]["io.wardgate/failure"]["kind"], "unauthenticated");
     assert_eq!(backend.client.runs.load(Ordering::Relaxed), 1, "there is no other credential to try");
 }

@@ -130,7 +130,8 @@ impl Vault {
             origin::Error::Connect { .. } => {
                 self.healthy.store(false, Ordering::Relaxed);
                 tracing::warn!(%error, "vault does not answer");
-                Failure::new(Trouble::Unavailable, "Vault cannot be reached; nothing was changed").retry_after(Some(Duration::from_secs(2)))
+                Failure::new(Trouble::Unavailable, "Vault cannot be reached; nothing was changed")
+                    .retry_after(Some(Duration::from_secs(2)))
             }
             origin::Error::Timeout if reads => Failure::new(Trouble::Timeout, "Vault does not answer in time"),
             origin::Error::Timeout => Failure::new(Trouble::Timeout, "Vault does not answer in time").hint(unknown),
@@ -138,7 +139,8 @@ impl Vault {
                 Failure::upstream(format!("Vault's answer has more than {bytes_max} bytes"))
             }
             origin::Error::Transport { .. } if reads => {
-                Failure::new(Trouble::Unavailable, "the connection to Vault broke").retry_after(Some(Duration::from_secs(1)))
+                Failure::new(Trouble::Unavailable, "the connection to Vault broke")
+                    .retry_after(Some(Duration::from_secs(1)))
             }
             origin::Error::Transport { .. } => {
                 Failure::new(Trouble::Unavailable, "the connection to Vault broke").hint(unknown)
@@ -155,8 +157,14 @@ impl Vault {
             let mut headers = vec![(REQUEST, "true")];
             headers.extend(self.config.namespace.as_deref().map(|namespace| (NAMESPACE, namespace)));
             let secret = on.secret().map(|secret| (AUTHORIZATION, secret));
-            let ask =
-                Ask { method: Method::GET, path: &path, headers: &headers, secret, body: None, deadline: on.deadline() };
+            let ask = Ask {
+                method: Method::GET,
+                path: &path,
+                headers: &headers,
+                secret,
+                body: None,
+                deadline: on.deadline(),
+            };
             self.origin.send(ask).await.is_ok_and(|answer| matches!(answer.status, 401 | 403))
         };
         if dead {
@@ -230,7 +238,12 @@ mod tests {
         let errors = |text: &str| json!({ "errors": [text] });
         for (status, body, kind, text) in [
             (400, errors("common name x not allowed by this role"), Trouble::Upstream, "x not allowed"),
-            (400, errors("check-and-set parameter did not match the current version"), Trouble::Conflict, "somebody else"),
+            (
+                400,
+                errors("check-and-set parameter did not match the current version"),
+                Trouble::Conflict,
+                "somebody else",
+            ),
             (429, errors(""), Trouble::Throttled, "too many"),
             (501, Value::Null, Trouble::Unavailable, "initialized"),
             (503, errors("Vault is sealed"), Trouble::Unavailable, "sealed"),

@@ -81,7 +81,13 @@ impl Vault {
         }
     }
 
-    async fn current(&self, on: &On<'_>, version: Version, mount: &Mount, path: &SecretPath) -> Result<Current, Failure> {
+    async fn current(
+        &self,
+        on: &On<'_>,
+        version: Version,
+        mount: &Mount,
+        path: &SecretPath,
+    ) -> Result<Current, Failure> {
         let reply = self.ask(on, Call::get(version.data(mount, path))).await?;
         let data = reply.data();
         let (data, metadata) = match version {
@@ -226,7 +232,9 @@ impl Tool for ReadSecret {
         let lost = |deleted: bool| {
             let (path, mount) = (&**path, &**mount);
             if deleted {
-                return Failure::missing(format!("Secret at path '{path}' in mount '{mount}' is deleted and cannot be read."));
+                return Failure::missing(format!(
+                    "Secret at path '{path}' in mount '{mount}' is deleted and cannot be read."
+                ));
             }
             Failure::missing(format!(
                 "Secret not found at path '{path}' in mount '{mount}'. Use 'write_secret' to write a new secret at that path."
@@ -408,7 +416,9 @@ impl Tool for DeleteSecret {
             Version::Two => format!(
                 "Successfully wrote version {number} of the secret to path '{path}' in mount '{mount}' without key '{key}'"
             ),
-            Version::One => format!("Successfully deleted key '{key}' of the secret at path '{path}' in mount '{mount}'"),
+            Version::One => {
+                format!("Successfully deleted key '{key}' of the secret at path '{path}' in mount '{mount}'")
+            }
         };
         Ok(Said { message })
     }

@@ -6,7 +6,8 @@ const DEPTH_MAX: usize = 3;
 /// Reading secrets and certificates anywhere, and nothing else. Reading alone is not harmless in Vault: engines for
 /// databases and clouds make credentials when they are read. So only paths are named at which a read is one.
 pub fn read_only(kv1: &[String]) -> String {
-    let mut text = String::from("# Written by Wardgate: reading secrets and certificates, and nothing that changes anything.\n");
+    let mut text =
+        String::from("# Written by Wardgate: reading secrets and certificates, and nothing that changes anything.\n");
     let mut rule = |path: &str, capabilities: &str| {
         text.push_str(&format!("path \"{path}\" {{ capabilities = [{capabilities}] }}\n"));
     };
@@ -23,9 +24,9 @@ pub fn read_only(kv1: &[String]) -> String {
         for path in ["issuers", "roles"] {
             rule(&format!("{mount}/{path}"), "\"list\"");
         }
-        for path in ["issuer/*", "roles/*"] {
-            rule(&format!("{mount}/{path}"), "\"read\"");
-        }
+        rule(&format!("{mount}/issuer/*"), "\"read\"");
+        // A list asks for the path with a slash at its end, which this one matches better than the one above.
+        rule(&format!("{mount}/roles/*"), "\"read\", \"list\"");
     }
     for mount in kv1 {
         rule(&format!("{mount}/*"), "\"read\", \"list\"");

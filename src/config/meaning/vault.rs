@@ -122,7 +122,10 @@ fn address(book: &mut Book<'_>, key: &Key, text: Option<String>) -> Option<Url> 
         }
         None => {
             // INVARIANT: the text may have a password in it.
-            book.error(&key, "is not an address such as `https://vault.example.com:8200`, without user, query and fragment");
+            book.error(
+                &key,
+                "is not an address such as `https://vault.example.com:8200`, without user, query and fragment",
+            );
             None
         }
     }
@@ -131,8 +134,7 @@ fn address(book: &mut Book<'_>, key: &Key, text: Option<String>) -> Option<Url> 
 /// Segments between slashes, none of them empty or dots.
 fn is_path(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    !text.is_empty()
-        && text.split('/').all(|part| !matches!(part, "" | "." | "..") && part.chars().all(plain))
+    !text.is_empty() && text.split('/').all(|part| !matches!(part, "" | "." | "..") && part.chars().all(plain))
 }
 
 fn mount(book: &mut Book<'_>, key: &Key, written: Option<String>, default: &str) -> String {
@@ -221,7 +223,10 @@ fn read_only(
     let child = written.policy.is_some() || written.write_policy.is_some() || written.token_role.is_some();
     let trusted = written.trust_login == Some(true);
     if usize::from(child) + usize::from(written.role.is_some()) + usize::from(trusted) > 1 {
-        book.error(key, "`role`, `trust_login` and the child token (`policy`, `write_policy`, `token_role`) exclude each other");
+        book.error(
+            key,
+            "`role`, `trust_login` and the child token (`policy`, `write_policy`, `token_role`) exclude each other",
+        );
     }
     if trusted {
         return None;
@@ -256,7 +261,10 @@ fn selection(book: &mut Book<'_>, key: &Key, written: Option<file::ToolChoice>, 
     for (index, group) in written.groups.iter().flatten().enumerate() {
         if !groups.contains(&group.as_str()) {
             let known = groups.join("`, `");
-            book.error(&key.at("groups").index(index), format!("there is no group `{}`; known: `{known}`", short(group)));
+            book.error(
+                &key.at("groups").index(index),
+                format!("there is no group `{}`; known: `{known}`", short(group)),
+            );
         }
     }
     let disable = written.disable.unwrap_or_default().into_iter().enumerate();

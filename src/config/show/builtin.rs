@@ -83,7 +83,9 @@ fn login(login: &Login) -> Shown {
         Login::Kubernetes { mount, role, token } => {
             map([("kubernetes", map([("mount", text(mount)), ("role", text(role)), ("token_file", path(token))]))])
         }
-        Login::Jwt { mount, role } => map([("jwt", map([("mount", text(mount)), ("role", maybe(role.as_ref(), text))]))]),
+        Login::Jwt { mount, role } => {
+            map([("jwt", map([("mount", text(mount)), ("role", maybe(role.as_ref(), text))]))])
+        }
         Login::Certificate { mount, role } => {
             map([("certificate", map([("mount", text(mount)), ("role", maybe(role.as_ref(), text))]))])
         }

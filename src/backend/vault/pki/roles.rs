@@ -102,7 +102,8 @@ impl Tool for CreatePkiRole {
             "max_ttl": &*args.max_ttl,
         });
         vault.ask(on, Call::post(within(&args.mount).at("roles").at(&args.role_name), body)).await?;
-        let message = format!("Successfully created pki role with name '{}' in mount '{}'", &*args.role_name, &*args.mount);
+        let message =
+            format!("Successfully created pki role with name '{}' in mount '{}'", &*args.role_name, &*args.mount);
         Ok(Said { message })
     }
 }
@@ -217,7 +218,8 @@ impl Tool for DeletePkiRole {
         vault.check_pki(on, &args.mount).await?;
         let path = within(&args.mount).at("roles").at(&args.role_name);
         vault.ask(on, Call::delete(path)).await?;
-        let message = format!("Successfully deleted pki role with name '{}' in mount '{}'", &*args.role_name, &*args.mount);
+        let message =
+            format!("Successfully deleted pki role with name '{}' in mount '{}'", &*args.role_name, &*args.mount);
         Ok(Said { message })
     }
 }
