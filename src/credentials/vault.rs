@@ -365,7 +365,8 @@ impl Vault {
                 Some(retry_after) => Why::Unavailable { retry_after: retry_after.min(Duration::from_secs(60)) },
                 None => answer::silent(),
             },
-            403 if self.config.is_personal() => Why::Denied,
+            // Vault's word for a token whose claims the role does not take is 400.
+            400 | 403 if self.config.is_personal() => Why::Denied,
             _ if self.config.is_personal() => Why::NotExchangeable,
             _ => Why::Misconfigured,
         }

@@ -500,6 +500,42 @@ async fn an_approle_logs_in_again_when_its_token_is_revoked_and_permission_denie
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn with_jwt_each_caller_is_at_vault_who_they_are_and_nobody_is_anybody_else() {
+    let bao = Bao::start().await;
+    for (name, value) in [("alice", "hers"), ("bob", "his")] {
+        bao.write(&format!("secret/data/{name}/a"), json!({ "data": { "k": value } })).await;
+    }
+    let rig = bao.rig("full", |vault| vault["login"] = json!({ "jwt": { "role": "agents" } })).await;
+    bao.write("sys/auth/jwt", json!({ "type": "jwt" })).await;
+    bao.write("auth/jwt/config", json!({ "jwks_url": format!("{}/jwks.json", rig.issuer.url) })).await;
+    let accessor = bao.read("sys/auth").await["jwt/"]["accessor"].as_str().unwrap().to_owned();
+    let own = format!("secret/data/{{{{identity.entity.aliases.{accessor}.name}}}}/*");
+    bao.write("sys/policies/acl/own", json!({ "policy": format!("path \"{own}\" {{ capabilities = [\"read\"] }}") })).await;
+    let role = json!({
+        "role_type": "jwt",
+        "user_claim": "sub",
+        "bound_audiences": [AUDIENCE],
+        "bound_claims": { "sub": ["alice", "bob"] },
+        "token_policies": ["own"],
+        "token_ttl": "10m",
+    });
+    bao.write("auth/jwt/role/agents", role).await;
+    let token = |name: &str| rig.admin_named(name);
+    for _ in 0..3 {
+        for (name, other, value) in [("alice", "bob", "hers"), ("bob", "alice", "his")] {
+            let own = called(&rig, &token(name), "read_secret", json!({ "mount": "secret", "path": format!("{name}/a") })).await;
+            assert_eq!(own.body["result"]["structuredContent"]["data"], json!({ "k": value }), "{}", own.text);
+            let others = json!({ "mount": "secret", "path": format!("{other}/a") });
+            let others = called(&rig, &token(name), "read_secret", others).await;
+            assert_eq!(others.body["result"]["_meta"]["io.wardgate/failure"]["kind"], "forbidden", "{}", others.text);
+        }
+    }
+    let carol = called(&rig, &token("carol"), "read_secret", json!({ "mount": "secret", "path": "alice/a" })).await;
+    assert_eq!((carol.status, &carol.body["error"]["data"]["reason"]), (403, &json!("exchange_denied")), "{}", carol.text);
+    rig.app.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn official_clients_of_both_eras_use_vault_through_the_gateway() {
     let bao = Bao::start().await;
     bao.write("secret/data/a", json!({ "data": { "k": "v" } })).await;
