@@ -1,7 +1,9 @@
 //! Where is it done? One trait for built-in and remote backends; a call runs only with a `Permit`.
 
 pub mod breaker;
+pub mod builtin;
 pub mod remote;
+pub mod vault;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,6 +13,9 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
 use crate::catalog::Catalog;
+use crate::catalog::Decl;
+use crate::catalog::Effect;
+use crate::catalog::Kind;
 use crate::credentials;
 use crate::credentials::Credential;
 use crate::mcp::Era;
@@ -33,6 +38,17 @@ pub trait Backend: Send + Sync {
 
     /// A page of this backend's `tools/list` went by: it is the newest truth about the tools named in it.
     fn learn(&self, tools: &[Entry]);
+
+    /// What is known of something that is in no catalog: a resource, a prompt. Only a built-in backend knows more than
+    /// that it is read.
+    fn plain(&self, kind: Kind, name: &str) -> Decl {
+        Decl::plain(kind, self.name().clone(), name, Effect::Read)
+    }
+
+    /// The effect of a call with these arguments (JSON); never above the declaration's.
+    fn effect(&self, decl: &Decl, _arguments: Option<&Bytes>) -> Effect {
+        decl.effect
+    }
 
     /// The era that the upstream speaks: configured, or found by asking. `None`: not known yet, or in doubt. No I/O.
     fn era(&self) -> Option<Era>;

@@ -1,6 +1,7 @@
 //! The command line: `run`, `front`, `stdio`, `login`, `logout`, `whoami`, `demo`, `check`, `audit verify`, `api-key`, `schema`.
 
 mod audit;
+mod builtin;
 mod check;
 mod front;
 mod login;
@@ -51,6 +52,8 @@ enum Verb {
     Demo(Demo),
     /// Check a configuration file: all errors at once; prints the effective configuration with secrets masked.
     Check(check::Check),
+    /// Which tools there are.
+    Tools(builtin::Tools),
     /// Look into audit logs.
     Audit(audit::Audit),
     /// Make an API key: prints the key once, and the line for the keys file.
@@ -112,6 +115,7 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "demo")]
         Verb::Demo(verb) => block_on(crate::demo::run(crate::demo::Options { tour_only: verb.tour })),
         Verb::Check(verb) => verb.run(),
+        Verb::Tools(verb) => verb.run(),
         Verb::Audit(verb) => verb.run(),
         Verb::ApiKey(verb) => verb.run(),
         Verb::Schema => print(&format!("{:#}", crate::config::schema())),

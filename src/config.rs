@@ -23,6 +23,7 @@ pub use schema::schema;
 pub use show::show;
 
 use crate::audit;
+use crate::backend::builtin;
 use crate::backend::remote;
 use crate::gateway;
 use crate::identity;
@@ -43,7 +44,10 @@ pub struct Config {
     pub identity: identity::Config,
     pub policy: policy::Config,
     pub limits: limits::Config,
+    /// MCP servers elsewhere.
     pub backends: Vec<remote::Config>,
+    /// Built-in ones. No name is in both.
+    pub built_in: Vec<builtin::Config>,
     pub routes: route::Config,
     pub audit: audit::Config,
     pub sessions: gateway::Sessions,

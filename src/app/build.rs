@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
+use crate::backend::builtin;
 use crate::backend::remote;
 use crate::config::Config;
 use crate::config::Loaded;
@@ -16,6 +17,7 @@ use crate::gateway::Member;
 use crate::gateway::Sealer;
 use crate::identity::Identity;
 use crate::limits::Limits;
+use crate::mcp::Era;
 use crate::policy::Grant;
 use crate::policy::Policy;
 use crate::telemetry::metrics::Metrics;
@@ -40,6 +42,12 @@ pub(super) async fn house(config: &Config, old: Option<&House>) -> Result<Arc<Ho
     let mut members = HashMap::new();
     for backend in &config.backends {
         match member(backend, old) {
+            Ok(member) => drop(members.insert(backend.name.clone(), member)),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    for backend in &config.built_in {
+        match built_in(backend, old) {
             Ok(member) => drop(members.insert(backend.name.clone(), member)),
             Err(problem) => problems.push(problem),
         }
@@ -89,6 +97,28 @@ fn member(config: &remote::Config, old: Option<&House>) -> Result<Member, String
         }
     };
     Ok(Member { backend, credential, mode: config.mode, era: config.era, fingerprint: print })
+}
+
+fn built_in(config: &builtin::Config, old: Option<&House>) -> Result<Member, String> {
+    let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
+    digest.update(format!("{config:?}").as_bytes());
+    let mut take = |bytes: &[u8]| {
+        digest.update(&(bytes.len() as u64).to_le_bytes());
+        digest.update(bytes);
+    };
+    config.credential.secrets(&mut take);
+    config.files(&mut take);
+    let mut fingerprint = [0; 32];
+    fingerprint.copy_from_slice(digest.finish().as_ref());
+    let known = old.and_then(|house| house.members.get(&config.name)).filter(|one| one.fingerprint == fingerprint);
+    let (backend, credential) = match known {
+        Some(member) => (member.backend.clone(), member.credential.clone()),
+        None => {
+            let credential = Source::new(&config.name, &config.credential).map_err(|error| error.to_string())?;
+            (builtin::new(config)?, credential)
+        }
+    };
+    Ok(Member { backend, credential, mode: config.mode, era: Some(Era::Modern), fingerprint })
 }
 
 /// Equal fingerprints mean the same backend, its files and secrets included.
@@ -142,6 +172,9 @@ pub fn try_rooms(loaded: &Loaded) -> Result<Vec<String>, String> {
         if let Err(error) = Source::new(&backend.name, &backend.credential) {
             problems.push(error.to_string());
         }
+    }
+    for backend in &config.built_in {
+        problems.extend(builtin::new(backend).err());
     }
     if problems.is_empty() { Ok(notes) } else { Err(problems.join("\n")) }
 }

@@ -5,6 +5,7 @@ mod credential;
 mod identity;
 mod login;
 mod route;
+mod vault;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -43,6 +44,12 @@ pub(super) use identity::Proxy;
 pub(super) use login::Login;
 pub(super) use route::Destination;
 pub(super) use route::Route;
+pub(super) use vault::ToolChoice;
+pub(super) use vault::ToolNames;
+pub(super) use vault::Vault;
+pub(super) use vault::VaultLogin;
+pub(super) use vault::VaultReadOnly;
+pub(super) use vault::VaultWrap;
 
 use super::scalar::Rate;
 use super::scalar::Reference;

@@ -8,8 +8,10 @@ mod login;
 mod policy;
 mod route;
 mod sessions;
+mod vault;
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 
 use url::Url;
 
@@ -47,11 +49,13 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
         // Without authentication, the `Host` is what tells a local client from a web page that made its name resolve here.
         admission.hosts.push(admission.public_host.clone().unwrap_or_else(|| "localhost".to_owned()));
     }
-    let backends = backend::backends(book, &root, file.backends);
+    let names: Vec<Arc<str>> = file.backends.iter().flatten().map(|(name, _)| name.as_str().into()).collect();
+    let (backends, built_in) = backend::backends(book, &root, file.backends, file.mode.unwrap_or_default());
     credential::check_forwarded(book, &root, &backends, &identity);
     credential::check_tenants(book, &root, &backends, &identity);
-    identity.assertions = backends.iter().any(|backend| backend.credential.needs_callers());
-    let routes = route::routes(book, &root, file.routes, &backends);
+    let credentials = backends.iter().map(|one| &one.credential).chain(built_in.iter().map(|one| &one.credential));
+    identity.assertions = credentials.into_iter().any(|credential| credential.needs_callers());
+    let routes = route::routes(book, &root, file.routes, &names);
     identity.hosts = routes.routes.iter().filter_map(|route| route.host.clone()).collect();
     let policy = policy::policy(book, &root, file.mode, file.grants, file.policies);
     let limits = file.limits.map(|limits| limits_of(book, &root.at("limits"), limits)).unwrap_or_default();
@@ -64,7 +68,20 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
         admission,
         shutdown_grace: file.shutdown_grace.map_or(edge::SHUTDOWN_GRACE, |span| span.0),
     };
-    Config { server, public_url, identity, policy, limits, backends, routes, audit, sessions, log, watched: Vec::new() }
+    Config {
+        server,
+        public_url,
+        identity,
+        policy,
+        limits,
+        backends,
+        built_in,
+        routes,
+        audit,
+        sessions,
+        log,
+        watched: Vec::new(),
+    }
 }
 
 fn public_url(book: &mut Book<'_>, key: &Key, text: Option<String>) -> Option<Url> {

@@ -1,5 +1,6 @@
 //! The effective configuration as YAML: every default filled in, every secret masked. What it shows can be loaded again.
 
+mod builtin;
 mod credential;
 
 use std::collections::BTreeSet;
@@ -111,7 +112,7 @@ fn sheet(config: &Config) -> Shown {
         ("grants", unless_empty(&config.policy.grants, grant)),
         ("policies", unless_empty(&config.policy.sources, |(name, _)| text(name))),
         ("limits", limits(&config.limits)),
-        ("backends", Shown::Map(config.backends.iter().map(|one| (one.name.to_string(), backend(one))).collect())),
+        ("backends", backends(config)),
         (
             "routes",
             list(&config.routes.routes, |route| {
@@ -348,6 +349,14 @@ fn limits(config: &limits::Config) -> Shown {
         ("tools", tools),
     ];
     if shown.iter().all(|(_, value)| matches!(value, Shown::Nothing)) { Shown::Nothing } else { map(shown) }
+}
+
+fn backends(config: &Config) -> Shown {
+    let remote = config.backends.iter().map(|one| (one.name.to_string(), backend(one)));
+    let built_in = config.built_in.iter().map(|one| (one.name.to_string(), builtin::shown(one)));
+    let mut all: Vec<_> = remote.chain(built_in).collect();
+    all.sort_by(|(one, _), (other, _)| one.cmp(other));
+    Shown::Map(all)
 }
 
 fn backend(config: &remote::Config) -> Shown {

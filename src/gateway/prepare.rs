@@ -184,13 +184,15 @@ pub(super) async fn call(
         Some(message) => declared(message, member, errand, may_read).await?,
         None => (Action::Connect, connect(member)),
     };
+    let arguments = asked.message().and_then(|message| message.params.arguments.as_ref());
+    let effect = member.backend.effect(&decl, arguments);
     let version = match (&asked.operation, &session) {
         // SPEC: the header belongs to every request after `initialize`.
         (Operation::Post(message), _) if message.method == Some(Method::Initialize) => None,
         (_, Some(session)) if asked.era == Era::Legacy => asked.version.or_else(|| Some(session.version.clone())),
         _ => asked.version,
     };
-    Ok(Call { action, effect: decl.effect, decl, operation: asked.operation, session, version })
+    Ok(Call { action, effect, decl, operation: asked.operation, session, version })
 }
 
 /// The backend itself, for housekeeping with it.
@@ -205,7 +207,7 @@ async fn declared(
     errand: &Errand,
     may_read: impl Fn(&Decl) -> bool,
 ) -> Result<(Action, Arc<Decl>), Rejection> {
-    let plain = |kind, name: &str| Arc::new(Decl::plain(kind, member.backend.name().clone(), name, Effect::Read));
+    let plain = |kind, name: &str| Arc::new(member.backend.plain(kind, name));
     let name = message.params.name.as_deref().unwrap_or_default();
     let uri = message.params.uri.as_deref().unwrap_or_default();
     Ok(match message.method {
@@ -332,7 +334,7 @@ impl Judged {
     pub(super) fn after(&self, house: &House, principal: &Principal, member: &Member) -> Result<(), Rejection> {
         self.headers.clone().map_err(|kind| Rejection::Message { kind })?;
         for uri in &self.subscriptions {
-            let decl = Decl::plain(Kind::Resource, member.backend.name().clone(), uri, Effect::Read);
+            let decl = member.backend.plain(Kind::Resource, uri);
             if !house.policy.lists(principal, &decl, &self.context) {
                 return Err(Rejection::UnknownResource { uri: uri.clone() });
             }

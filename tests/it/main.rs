@@ -42,3 +42,5 @@ mod stdio;
 mod tasks;
 /// Runs `tests/cases/threats/*.yaml`.
 mod threats;
+/// HashiCorp Vault as a built-in backend, against a real OpenBao.
+mod vault;

@@ -15,12 +15,13 @@ use serde::de;
 use crate::catalog::Effect;
 use crate::catalog::Mode;
 use crate::config::file::Credential;
+use crate::config::file::Vault;
 use crate::config::scalar::OptionalSpan;
 use crate::config::scalar::Size;
 use crate::config::scalar::Span;
 use crate::config::scalar::Variable;
 
-/// One MCP server. Exactly one of `http`, `sse` and `stdio`.
+/// One MCP server. Exactly one of `http`, `sse`, `stdio` and `vault`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct Backend {
@@ -30,6 +31,8 @@ pub(in crate::config) struct Backend {
     pub sse: Option<Sse>,
     /// A server that is a program and speaks over its standard input and output.
     pub stdio: Option<Stdio>,
+    /// No other server: tools of the gateway itself for HashiCorp Vault or OpenBao.
+    pub vault: Option<Vault>,
     /// The protocol era it speaks. Default: `auto`.
     pub era: Option<Era>,
     /// What its tools do; the first rule that matches holds. A tool without a rule counts as `destroy`.

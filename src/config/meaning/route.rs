@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::edge;
-use crate::backend::remote;
 use crate::config::book::Book;
 use crate::config::book::Key;
 use crate::config::file;
@@ -25,12 +24,12 @@ pub(super) fn routes(
     book: &mut Book<'_>,
     root: &Key,
     routes: Option<Vec<file::Route>>,
-    backends: &[remote::Config],
+    backends: &[Arc<str>],
 ) -> route::Config {
     let key = root.at("routes");
     let routes = routes.unwrap_or_default();
     if routes.is_empty() {
-        let name = backends.first().map_or("NAME", |backend| &backend.name);
+        let name = backends.first().map_or("NAME", |name| name);
         book.missing(
             &key,
             format!("no route leads to a backend; for example `routes: [{{ path: /mcp, backends: [{name}] }}]`"),
@@ -68,9 +67,9 @@ pub(super) fn routes(
         }
     }
     let meant: Vec<_> = meant.into_iter().map(|(_, route)| route).collect();
-    for backend in backends {
-        let key = root.at("backends").at(&backend.name);
-        if !meant.iter().any(|route| route.backends.contains(&backend.name)) && !book.touched(&root.at("routes")) {
+    for name in backends {
+        let key = root.at("backends").at(name);
+        if !meant.iter().any(|route| route.backends.contains(name)) && !book.touched(&root.at("routes")) {
             book.warn(&key, "no route leads to this backend");
         }
     }
@@ -101,7 +100,7 @@ fn destinations(
     key: &Key,
     root: &Key,
     route: file::Route,
-    backends: &[remote::Config],
+    backends: &[Arc<str>],
 ) -> Option<Reached> {
     let written = book.require(key, "backends", route.backends, "backends: [files]")?.0;
     let list = key.at("backends");
@@ -165,13 +164,13 @@ fn share(
     key: &Key,
     root: &Key,
     destination: file::Destination,
-    backends: &[remote::Config],
+    backends: &[Arc<str>],
     several: bool,
 ) -> Option<Share> {
     let name = book.require(key, "backend", destination.backend, "backend: files")?;
-    let known = backends.iter().find(|backend| *backend.name == *name);
+    let known = backends.iter().find(|known| ***known == *name);
     if known.is_none() && !book.touched(&root.at("backends").at(&name)) {
-        let known: Vec<String> = backends.iter().map(|backend| format!("`{}`", backend.name)).collect();
+        let known: Vec<String> = backends.iter().map(|name| format!("`{name}`")).collect();
         let known = if known.is_empty() { "there is none".to_owned() } else { format!("known: {}", known.join(", ")) };
         book.error(key, format!("there is no backend `{}`; {known}", short(&name)));
     }
@@ -199,7 +198,7 @@ fn share(
             book.error(&key, "changes nothing");
         }
     }
-    Some(Share { backend: known?.name.clone(), prefix, rename })
+    Some(Share { backend: Arc::clone(known?), prefix, rename })
 }
 
 fn tell(book: &mut Book<'_>, list: &Key, separator: &str, shares: &[Share], clash: &Clash) {
