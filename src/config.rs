@@ -14,16 +14,19 @@ mod strict;
 mod tests;
 mod yaml;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io::Read as _;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 pub use schema::schema;
 pub use show::show;
 
 use crate::audit;
 use crate::backend::remote;
+use crate::filters;
 use crate::gateway;
 use crate::identity;
 use crate::limits;
@@ -44,6 +47,8 @@ pub struct Config {
     pub policy: policy::Config,
     pub limits: limits::Config,
     pub backends: Vec<remote::Config>,
+    /// What may leave of what a backend says, by its name.
+    pub filters: HashMap<Arc<str>, filters::Config>,
     pub routes: route::Config,
     pub audit: audit::Config,
     pub sessions: gateway::Sessions,

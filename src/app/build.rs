@@ -9,6 +9,8 @@ use crate::backend::remote;
 use crate::config::Config;
 use crate::config::Loaded;
 use crate::credentials::Source;
+use crate::filters;
+use crate::filters::Filters;
 use crate::gateway::Gateway;
 use crate::gateway::House;
 use crate::gateway::Lists;
@@ -39,7 +41,8 @@ pub(super) async fn house(config: &Config, old: Option<&House>) -> Result<Arc<Ho
     let identity = identity.map_err(|error| problems.push(error.to_string())).ok();
     let mut members = HashMap::new();
     for backend in &config.backends {
-        match member(backend, old) {
+        let filters = config.filters.get(&backend.name).cloned().unwrap_or_default();
+        match member(backend, &filters, old) {
             Ok(member) => drop(members.insert(backend.name.clone(), member)),
             Err(problem) => problems.push(problem),
         }
@@ -77,7 +80,7 @@ fn first_scopes(grants: &[Grant]) -> Vec<String> {
     scoped().filter(|grant| highest(grant) == least).filter_map(|grant| grant.scope.clone()).collect()
 }
 
-fn member(config: &remote::Config, old: Option<&House>) -> Result<Member, String> {
+fn member(config: &remote::Config, filters: &filters::Config, old: Option<&House>) -> Result<Member, String> {
     let print = fingerprint(config);
     let known = old.and_then(|house| house.members.get(&config.name)).filter(|member| member.fingerprint == print);
     // Together: what was got with an old credential goes with it.
@@ -88,7 +91,9 @@ fn member(config: &remote::Config, old: Option<&House>) -> Result<Member, String
             (remote::new(config.clone()).map_err(|error| error.to_string())?, credential)
         }
     };
-    Ok(Member { backend, credential, mode: config.mode, era: config.era, fingerprint: print })
+    let filters = Filters::new(filters).map_err(|error| format!("backend `{}`: {error}", config.name))?;
+    let filters = Arc::new(filters);
+    Ok(Member { backend, credential, mode: config.mode, filters, era: config.era, fingerprint: print })
 }
 
 /// Equal fingerprints mean the same backend, its files and secrets included.

@@ -3,6 +3,7 @@
 mod backend;
 mod credential;
 mod edge;
+mod filters;
 mod identity;
 mod login;
 mod policy;
@@ -47,7 +48,9 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
         // Without authentication, the `Host` is what tells a local client from a web page that made its name resolve here.
         admission.hosts.push(admission.public_host.clone().unwrap_or_else(|| "localhost".to_owned()));
     }
-    let backends = backend::backends(book, &root, file.backends);
+    let mut written = file.backends;
+    let filters = filters::filters(book, &root, written.as_mut());
+    let backends = backend::backends(book, &root, written);
     credential::check_forwarded(book, &root, &backends, &identity);
     credential::check_tenants(book, &root, &backends, &identity);
     identity.assertions = backends.iter().any(|backend| backend.credential.needs_callers());
@@ -64,7 +67,20 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
         admission,
         shutdown_grace: file.shutdown_grace.map_or(edge::SHUTDOWN_GRACE, |span| span.0),
     };
-    Config { server, public_url, identity, policy, limits, backends, routes, audit, sessions, log, watched: Vec::new() }
+    Config {
+        server,
+        public_url,
+        identity,
+        policy,
+        limits,
+        backends,
+        filters,
+        routes,
+        audit,
+        sessions,
+        log,
+        watched: Vec::new(),
+    }
 }
 
 fn public_url(book: &mut Book<'_>, key: &Key, text: Option<String>) -> Option<Url> {

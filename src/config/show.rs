@@ -13,6 +13,7 @@ use crate::audit;
 use crate::backend::remote;
 use crate::catalog::Effect;
 use crate::catalog::Mode;
+use crate::filters;
 use crate::identity;
 use crate::identity::CertificateMatch;
 use crate::identity::Demand;
@@ -111,7 +112,7 @@ fn sheet(config: &Config) -> Shown {
         ("grants", unless_empty(&config.policy.grants, grant)),
         ("policies", unless_empty(&config.policy.sources, |(name, _)| text(name))),
         ("limits", limits(&config.limits)),
-        ("backends", Shown::Map(config.backends.iter().map(|one| (one.name.to_string(), backend(one))).collect())),
+        ("backends", Shown::Map(config.backends.iter().map(|one| (one.name.to_string(), backend(one, config.filters.get(&one.name)))).collect())),
         (
             "routes",
             list(&config.routes.routes, |route| {
@@ -131,6 +132,7 @@ fn sheet(config: &Config) -> Shown {
             map([
                 ("keys", unless_empty(&config.sessions.keys, |_| text(MASK))),
                 ("lifetime", span(config.sessions.lifetime)),
+                ("confirm_within", span(config.sessions.confirm_within)),
             ]),
         ),
         ("admin", maybe(config.server.admin.as_ref(), |address| Shown::Map(address_of(address)))),
@@ -315,6 +317,7 @@ fn grant(grant: &crate::policy::Grant) -> Shown {
         ("subject", maybe(grant.subject.as_ref(), text)),
         ("allow", list(grant.allow.iter().copied(), effect)),
         ("tools", unless_empty(&grant.tools, text)),
+        ("confirm", if grant.confirm { word(true) } else { Shown::Nothing }),
     ])
 }
 
@@ -350,7 +353,7 @@ fn limits(config: &limits::Config) -> Shown {
     if shown.iter().all(|(_, value)| matches!(value, Shown::Nothing)) { Shown::Nothing } else { map(shown) }
 }
 
-fn backend(config: &remote::Config) -> Shown {
+fn backend(config: &remote::Config, held: Option<&filters::Config>) -> Shown {
     let (way, shown) = match &config.transport {
         remote::Transport::Http(one) => ("http", http(one)),
         remote::Transport::Sse(one) => ("sse", sse(one)),
@@ -379,6 +382,21 @@ fn backend(config: &remote::Config) -> Shown {
         ("event_bytes_max", size(config.event_bytes_max)),
         ("catalog_ttl", span(config.catalog_ttl)),
         ("breaker", breaker),
+        ("filters", filters(held.unwrap_or(&filters::Config::default()))),
+    ])
+}
+
+fn filters(config: &filters::Config) -> Shown {
+    let patterns = config.patterns.iter().map(|(name, pattern)| (name.clone(), text(pattern))).collect();
+    let oversize = config.item_bytes_max.map(|_| config.oversize.as_str());
+    map([
+        ("redact", unless_empty(&config.redact, |kind| word(kind.as_str()))),
+        ("patterns", if config.patterns.is_empty() { Shown::Nothing } else { Shown::Map(patterns) }),
+        ("hidden_text", word(config.hidden_declared.as_str())),
+        ("hidden_text_results", word(config.hidden_said.unwrap_or(filters::Hidden::Allow).as_str())),
+        ("result_bytes_max", maybe(config.result_bytes_max, size)),
+        ("item_bytes_max", maybe(config.item_bytes_max, size)),
+        ("oversize", maybe(oversize, word)),
     ])
 }
 
