@@ -179,7 +179,13 @@ impl Permit {
     }
 
     pub fn for_tests_by(call: Call, caller: &Principal) -> Permit {
-        Permit { call, owner: caller.key().clone(), caller: Some(caller.clone()), policies: Arc::new([]), confirm: None }
+        Permit {
+            call,
+            owner: caller.key().clone(),
+            caller: Some(caller.clone()),
+            policies: Arc::new([]),
+            confirm: None,
+        }
     }
 }
 
@@ -249,7 +255,8 @@ impl Policy {
             loaded.source(file, text, &mut errors);
         }
         let Loaded { policies, reads_args, notes, .. } = loaded;
-        let confirms = policies.iter().filter_map(|policy| Some((policy.id().to_string(), policy.annotation(CONFIRM)?.into())));
+        let confirms =
+            policies.iter().filter_map(|policy| Some((policy.id().to_string(), policy.annotation(CONFIRM)?.into())));
         let confirms = confirms.collect();
         let wrong = |what: String| Error::Set { what };
         let groupless = groupless::taken_against(&policies).and_then(|policies| policies.map(set_of).transpose());

@@ -112,7 +112,16 @@ fn sheet(config: &Config) -> Shown {
         ("grants", unless_empty(&config.policy.grants, grant)),
         ("policies", unless_empty(&config.policy.sources, |(name, _)| text(name))),
         ("limits", limits(&config.limits)),
-        ("backends", Shown::Map(config.backends.iter().map(|one| (one.name.to_string(), backend(one, config.filters.get(&one.name)))).collect())),
+        (
+            "backends",
+            Shown::Map(
+                config
+                    .backends
+                    .iter()
+                    .map(|one| (one.name.to_string(), backend(one, config.filters.get(&one.name))))
+                    .collect(),
+            ),
+        ),
         (
             "routes",
             list(&config.routes.routes, |route| {

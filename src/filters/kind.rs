@@ -98,7 +98,9 @@ impl Kind {
                 r#"(?i:(?:AccountKey|SharedAccessKey|SharedAccessSignature)\s*=\s*)(?P<secret>[A-Za-z0-9+/%]{40,}={0,2})|(?-u:\b)sig=(?P<secret2>[A-Za-z0-9%+/=_-]{20,})|[A-Za-z0-9_~.-]{3}[78]Q~[A-Za-z0-9_~.-]{31,34}"#
             }
             Kind::Card => r"[0-9](?:[ -]?[0-9]){12,}",
-            Kind::ConnectionString => r#"(?i:[a-z][a-z0-9+.-]{1,20}):(?:\\?/){2}[^\s:/?\#@"']*:(?P<secret>[^\s/@"'<>]+)@"#,
+            Kind::ConnectionString => {
+                r#"(?i:[a-z][a-z0-9+.-]{1,20}):(?:\\?/){2}[^\s:/?\#@"']*:(?P<secret>[^\s/@"'<>]+)@"#
+            }
             Kind::Github => r"(?:gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_[A-Za-z0-9_]{22,255})",
             Kind::Google => {
                 r"AIza[0-9A-Za-z_-]{35}|ya29\.[0-9A-Za-z_.-]{20,}|GOCSPX-[0-9A-Za-z_-]{20,}|1//0[0-9A-Za-z_-]{20,}"
@@ -113,17 +115,19 @@ impl Kind {
             Kind::Slack => {
                 r"xox[a-z](?:\.xox[a-z])?-[A-Za-z0-9-]{10,}|xapp-[0-9]-[A-Za-z0-9-]{10,}|hooks\.slack\.com\\?/(?:services|workflows)\\?/[A-Za-z0-9/+\\]{20,}"
             }
-            Kind::Vault => {
-                r"hv[sbr]\.[A-Za-z0-9_-]{20,}|(?-u:\b)s\.[A-Za-z0-9]{24}(?-u:\b)(?:\.[A-Za-z0-9]+)?"
-            }
+            Kind::Vault => r"hv[sbr]\.[A-Za-z0-9_-]{20,}|(?-u:\b)s\.[A-Za-z0-9]{24}(?-u:\b)(?:\.[A-Za-z0-9]+)?",
         }
     }
 
     /// The end of a text that may be the beginning of one.
     pub(super) fn beginning(self) -> &'static str {
         match self {
-            Kind::Aws => r#"(?:(?-u:\b)(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{0,15}|(?i:(?:secret_?access_?key|session_?token)["']?\s*[:=]\s*["']?)[A-Za-z0-9/+=]*)$"#,
-            Kind::Azure => r"(?:(?i:(?:AccountKey|SharedAccessKey|SharedAccessSignature)\s*=\s*)[A-Za-z0-9+/%]*=*|(?-u:\b)sig=[A-Za-z0-9%+/=_-]*|[78]Q~[A-Za-z0-9_~.-]*)$",
+            Kind::Aws => {
+                r#"(?:(?-u:\b)(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{0,15}|(?i:(?:secret_?access_?key|session_?token)["']?\s*[:=]\s*["']?)[A-Za-z0-9/+=]*)$"#
+            }
+            Kind::Azure => {
+                r"(?:(?i:(?:AccountKey|SharedAccessKey|SharedAccessSignature)\s*=\s*)[A-Za-z0-9+/%]*=*|(?-u:\b)sig=[A-Za-z0-9%+/=_-]*|[78]Q~[A-Za-z0-9_~.-]*)$"
+            }
             Kind::Card => r"[0-9](?:[ -]?[0-9]){3,18}[ -]?$",
             Kind::ConnectionString => r#":(?:\\?/){2}[^\s/?\#@"'<>]*$"#,
             Kind::Github => r"(?:gh[pousr]_[A-Za-z0-9]*|github_pat_[A-Za-z0-9_]*)$",

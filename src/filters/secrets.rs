@@ -188,7 +188,9 @@ impl Secrets {
                 let group = ["secret", "secret2", "secret3"].into_iter().find_map(|name| captures.name(name));
                 let Some(hit) = group.or_else(|| captures.get(0)).filter(|hit| !hit.is_empty()) else { continue };
                 if rule.kind == Some(Kind::Card) {
-                    finds.extend(cards(hit.as_str()).into_iter().map(|at| (hit.start() + at.start..hit.start() + at.end, index)));
+                    finds.extend(
+                        cards(hit.as_str()).into_iter().map(|at| (hit.start() + at.start..hit.start() + at.end, index)),
+                    );
                 } else {
                     finds.push((hit.range(), index));
                 }

@@ -79,7 +79,8 @@ impl Sizes {
         let (mut edits, mut cut) = (Edits::of(message), 0);
         for result in inner.into_iter().chain([result]) {
             let whole = ["structuredContent", "completion"];
-            if whole.iter().filter_map(|name| object::member(result.get(), name)).any(|raw| raw.get().len() > bytes_max) {
+            if whole.iter().filter_map(|name| object::member(result.get(), name)).any(|raw| raw.get().len() > bytes_max)
+            {
                 return Err(excess);
             }
             for item in items_of(result) {

@@ -72,7 +72,8 @@ fn escapes_hide_nothing_on_either_level() {
         let (out, _) = said(&text);
         assert!(out.contains("[redacted:jwt]") && !out.contains("yJhbGci"), "{text} became {out}");
     }
-    let (out, _) = said(r#"{"result":{"x":"{\"url\":\"postgres:\\/\\/u:canary@h\\/d\"}","y":"postgres:\/\/u:canary@h\/d"}}"#);
+    let (out, _) =
+        said(r#"{"result":{"x":"{\"url\":\"postgres:\\/\\/u:canary@h\\/d\"}","y":"postgres:\/\/u:canary@h\/d"}}"#);
     assert!(!out.contains("canary"), "{out}");
 }
 
@@ -142,7 +143,14 @@ fn hidden_text_can_be_made_visible() {
 
 #[test]
 fn what_scripts_and_emoji_need_stays() {
-    for text in ["\u{1f469}\u{200d}\u{1f4bb}", "\u{2764}\u{fe0f}\u{200d}\u{1f525}", "1\u{fe0f}\u{20e3}", "می\u{200c}خواهم", "葛\u{e0100}城", "שלום"] {
+    for text in [
+        "\u{1f469}\u{200d}\u{1f4bb}",
+        "\u{2764}\u{fe0f}\u{200d}\u{1f525}",
+        "1\u{fe0f}\u{20e3}",
+        "می\u{200c}خواهم",
+        "葛\u{e0100}城",
+        "שלום",
+    ] {
         let message = json!({ "result": { "description": text } }).to_string();
         assert_eq!(through(&Filters::default(), Place::Declared, &message).0, message, "{text}");
     }

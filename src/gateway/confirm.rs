@@ -113,9 +113,9 @@ pub(super) fn take(errand: &Errand, member: &Member, asked: &mut Asked) -> Optio
         responses.remove(KEY);
         (!responses.is_empty()).then(|| responses.to_string())
     });
-    match (&state.inner, &left) {
-        (Some(inner), _) => params.set("requestState", inner.clone()),
-        (None, _) => params.remove("requestState"),
+    match &state.inner {
+        Some(inner) => params.set("requestState", inner.clone()),
+        None => params.remove("requestState"),
     }
     match &left {
         Some(left) => params.set("inputResponses", left.clone()),
@@ -271,9 +271,9 @@ fn question(call: &Call, words: &str) -> String {
 
 /// What was judged, as a digest: which thing, and all that is said about it. Who and where is in the seal.
 fn what(call: &Call) -> String {
-    let arguments = call.arguments().map(|raw| &raw[..]).unwrap_or(b"{}");
-    let parts = [call.action.as_str(), &call.decl.name, &Audit::plain_digest(arguments)];
-    Audit::plain_digest(serde_json::Value::from(parts.to_vec()).to_string().as_bytes())
+    let arguments = call.arguments().map(Bytes::as_ref).unwrap_or(b"{}");
+    let digest = Audit::plain_digest(arguments);
+    Audit::plain_digest(json!([call.action.as_str(), &*call.decl.name, digest]).to_string().as_bytes())
 }
 
 fn seconds(at: SystemTime) -> u64 {
@@ -284,7 +284,7 @@ fn seconds(at: SystemTime) -> u64 {
 fn bound(errand: &Errand, backend: &str) -> Vec<u8> {
     let host = errand.route.host.as_deref().unwrap_or_default();
     let mut out = Vec::with_capacity(128);
-    for part in ["confirm", errand.principal.key(), host, errand.route.path.as_str(), backend] {
+    for part in ["confirm", &**errand.principal.key(), host, errand.route.path.as_str(), backend] {
         out.extend_from_slice(&(part.len() as u64).to_le_bytes());
         out.extend_from_slice(part.as_bytes());
     }

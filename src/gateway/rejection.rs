@@ -51,56 +51,122 @@ pub enum Rejection {
     BadHost,
     BadOrigin,
     BadPath,
-    BadRequest { what: &'static str },
+    BadRequest {
+        what: &'static str,
+    },
     BodyTimeout,
-    BodyTooLarge { bytes_max: usize },
+    BodyTooLarge {
+        bytes_max: usize,
+    },
     Draining,
     HeadersTooLarge,
-    MethodNotAllowed { allow: &'static str },
+    MethodNotAllowed {
+        allow: &'static str,
+    },
     NotAcceptable,
     NotFound,
     Overloaded,
     UnsupportedMediaType,
     // identity
-    Identity { problem: identity::Error },
+    Identity {
+        problem: identity::Error,
+    },
     // message
-    Message { kind: FaultKind },
-    MissingExtension { id: &'static str },
+    Message {
+        kind: FaultKind,
+    },
+    MissingExtension {
+        id: &'static str,
+    },
     SessionUnknown,
     // policy
-    ArgumentsDenied { tool: String },
+    ArgumentsDenied {
+        tool: String,
+    },
     /// A person who was asked said no, or closed the question.
-    ConfirmationDeclined { name: String },
+    ConfirmationDeclined {
+        name: String,
+    },
     /// A yes that is for something else, too old, used already, or not ours.
     ConfirmationInvalid,
     /// The client cannot ask anybody.
-    ConfirmationUnsupported { name: String },
-    InsufficientScope { scopes: Vec<String> },
-    UnknownPrompt { name: String },
-    UnknownResource { uri: String },
-    UnknownTask { id: String },
-    UnknownTool { name: String },
+    ConfirmationUnsupported {
+        name: String,
+    },
+    InsufficientScope {
+        scopes: Vec<String>,
+    },
+    UnknownPrompt {
+        name: String,
+    },
+    UnknownResource {
+        uri: String,
+    },
+    UnknownTask {
+        id: String,
+    },
+    UnknownTool {
+        name: String,
+    },
     // limits
-    RateLimited { limit: &'static str, retry_after: Duration },
-    TooManyConcurrent { limit: &'static str },
-    TooManyStreams { limit: &'static str },
+    RateLimited {
+        limit: &'static str,
+        retry_after: Duration,
+    },
+    TooManyConcurrent {
+        limit: &'static str,
+    },
+    TooManyStreams {
+        limit: &'static str,
+    },
     // backend
-    AnswerTooLarge { backend: Arc<str> },
+    AnswerTooLarge {
+        backend: Arc<str>,
+    },
     /// Not too large to be read, but to be passed on: what the operator allows of a result.
-    ResultTooLarge { backend: Arc<str>, cap: &'static str, bytes_max: usize },
-    BackendProtocol { backend: Arc<str> },
-    BackendTimeout { backend: Arc<str> },
-    BackendUnavailable { backend: Arc<str> },
-    CredentialRefused { backend: Arc<str> },
+    ResultTooLarge {
+        backend: Arc<str>,
+        cap: &'static str,
+        bytes_max: usize,
+    },
+    BackendProtocol {
+        backend: Arc<str>,
+    },
+    BackendTimeout {
+        backend: Arc<str>,
+    },
+    BackendUnavailable {
+        backend: Arc<str>,
+    },
+    CredentialRefused {
+        backend: Arc<str>,
+    },
     // acting for the caller
-    ConsentMissing { backend: Arc<str> },
+    ConsentMissing {
+        backend: Arc<str>,
+    },
     CredentialExpired,
-    CredentialMisconfigured { backend: Arc<str> },
-    CredentialUnavailable { backend: Arc<str>, retry_after: Duration },
-    ExchangeDenied { backend: Arc<str> },
-    InteractionRequired { backend: Arc<str>, claims: Option<Arc<str>> },
-    NotExchangeable { backend: Arc<str> },
-    UserRequired { backend: Arc<str>, what: &'static str },
+    CredentialMisconfigured {
+        backend: Arc<str>,
+    },
+    CredentialUnavailable {
+        backend: Arc<str>,
+        retry_after: Duration,
+    },
+    ExchangeDenied {
+        backend: Arc<str>,
+    },
+    InteractionRequired {
+        backend: Arc<str>,
+        claims: Option<Arc<str>>,
+    },
+    NotExchangeable {
+        backend: Arc<str>,
+    },
+    UserRequired {
+        backend: Arc<str>,
+        what: &'static str,
+    },
     // ours
     AuditUnavailable,
     Internal,

@@ -179,7 +179,14 @@ impl Sealer {
     /// When the system has no randomness.
     pub fn new() -> Result<Sealer, ring::error::Unspecified> {
         let random = SystemRandom::new();
-        Ok(Sealer { keys: vec![Key::random(&random)?], own: true, lifetime: LIFETIME, confirm_within: CONFIRM_WITHIN, random, used: Arc::default() })
+        Ok(Sealer {
+            keys: vec![Key::random(&random)?],
+            own: true,
+            lifetime: LIFETIME,
+            confirm_within: CONFIRM_WITHIN,
+            random,
+            used: Arc::default(),
+        })
     }
 
     /// With the configured keys; without any, with the random one that the configuration before had, or a fresh one.

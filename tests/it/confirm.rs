@@ -51,7 +51,11 @@ async fn is_there(rig: &Rig, id: &str) -> bool {
 async fn without_a_yes_nothing_is_carried_out() {
     let rig = rig("modern").await;
     let editor = rig.editor();
-    assert_eq!(rig.modern(&editor, "tools/list", json!({})).await.tools().len(), 5, "listed as far as it could be allowed");
+    assert_eq!(
+        rig.modern(&editor, "tools/list", json!({})).await.tools().len(),
+        5,
+        "listed as far as it could be allowed"
+    );
     let asked = rig.modern(&editor, "tools/call", write("n-1")).await;
     assert_eq!(asked.body["result"]["resultType"], "input_required", "{}", asked.text);
     let question = &asked.body["result"]["inputRequests"][KEY];
@@ -110,7 +114,9 @@ async fn a_yes_is_for_one_call_of_one_caller_once() {
     assert!(is_there(&rig, "n-1").await);
     invalid(&editor, same).await;
     let record = rig.record(|record| record["confirmation"] == "confirmed").await;
-    let before = rig.record(|other| other["confirmation"] == "asked" && other["confirmation_id"] == record["confirmation_id"]).await;
+    let before = rig
+        .record(|other| other["confirmation"] == "asked" && other["confirmation_id"] == record["confirmation_id"])
+        .await;
     assert_eq!(before["args_digest"], record["args_digest"]);
     rig.app.shutdown().await;
 }
@@ -142,7 +148,8 @@ async fn a_legacy_client_is_asked_on_the_stream_of_its_call() {
             let question = stream.message().await;
             assert_eq!(question["method"], "elicitation/create", "{question}");
             assert!(!is_there(&rig, &id).await);
-            let reply = json!({ "jsonrpc": "2.0", "id": question["id"], "result": { "action": action, "content": {} } });
+            let reply =
+                json!({ "jsonrpc": "2.0", "id": question["id"], "result": { "action": action, "content": {} } });
             assert_eq!(rig.post(&editor, Some(&session), &reply.to_string()).await.status, 202);
             let last = stream.message().await;
             assert_eq!(last["result"]["isError"] == json!(true), action == "decline", "{last}");

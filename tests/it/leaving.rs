@@ -91,7 +91,10 @@ async fn hidden_text_and_secrets_are_filtered_on_every_way_out() {
         clean(&list.text);
         let tool = &list.body["result"]["tools"][0];
         assert_eq!(tool["description"], "a token [redacted:jwt] here");
-        assert_eq!((&tool["title"], &tool["inputSchema"]["properties"]["way"]["description"]), (&json!("Look"), &json!("xy")));
+        assert_eq!(
+            (&tool["title"], &tool["inputSchema"]["properties"]["way"]["description"]),
+            (&json!("Look"), &json!("xy"))
+        );
         let discovered = rig.modern(&rig.viewer(), "server/discover", json!({})).await;
         clean(&discovered.text);
         assert!(discovered.body["result"]["instructions"].as_str().unwrap().contains("a token [redacted:jwt] here"));
@@ -109,7 +112,10 @@ async fn hidden_text_and_secrets_are_filtered_on_every_way_out() {
         assert!(record["filtered"]["jwt"].as_u64().unwrap() > 0, "{record}");
         let metrics = rig.client.get(format!("{}/metrics", rig.admin)).send().await.unwrap().text().await.unwrap();
         for kind in ["jwt", "hidden_text"] {
-            assert!(metrics.contains(&format!(r#"wardgate_filtered_total{{backend="odd",kind="{kind}"}}"#)), "{metrics}");
+            assert!(
+                metrics.contains(&format!(r#"wardgate_filtered_total{{backend="odd",kind="{kind}"}}"#)),
+                "{metrics}"
+            );
         }
         rig.app.shutdown().await;
     }
@@ -157,7 +163,9 @@ async fn by_default_declarations_lose_hidden_text_and_results_pass() {
 #[tokio::test(flavor = "multi_thread")]
 async fn results_over_their_cap_are_cut_or_withheld_and_the_caller_is_told() {
     let upstream = careless().await;
-    let rig = rig(&upstream, json!({ "item_bytes_max": 1000, "oversize": "truncate", "result_bytes_max": 4096 }), false).await;
+    let rig =
+        rig(&upstream, json!({ "item_bytes_max": 1000, "oversize": "truncate", "result_bytes_max": 4096 }), false)
+            .await;
     let call = |way: &str| json!({ "name": "look", "arguments": { "way": way } });
     let cut = rig.modern(&rig.viewer(), "tools/call", call("large")).await;
     assert!(cut.result_text().ends_with("of 5000 bytes]") && cut.text.len() < 1500, "{}", cut.text);

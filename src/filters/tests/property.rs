@@ -60,12 +60,15 @@ fn alike(before: &Value, after: &Value) -> bool {
         }
         (Value::Object(before), Value::Object(after)) => {
             before.len() == after.len()
-                && before.iter().filter(|(name, _)| !name.contains(' ')).all(|(name, before)| {
-                    after.get(name).is_some_and(|after| alike(before, after))
-                })
+                && before
+                    .iter()
+                    .filter(|(name, _)| !name.contains(' '))
+                    .all(|(name, before)| after.get(name).is_some_and(|after| alike(before, after)))
         }
         (Value::String(before), Value::String(after)) => {
-            before == after || after.contains("[redacted:") || (before.contains('\u{202e}') && !after.contains('\u{202e}'))
+            before == after
+                || after.contains("[redacted:")
+                || (before.contains('\u{202e}') && !after.contains('\u{202e}'))
         }
         (before, after) => before == after,
     }

@@ -14,22 +14,43 @@ fn each_kind_is_known_by_its_form() {
     for (secret, shown) in [
         (format!("{JWT} z"), "[redacted:jwt] z".to_owned()),
         (format!("eyJlbmMiOiJBMjU2R0NNIn0..{}.{}.{}", a(5), a(9), a(7)), "[redacted:jwt]".to_owned()),
-        ("-----BEGIN RSA PRIVATE KEY-----\nMIIcanary\n-----END RSA PRIVATE KEY----- ok".to_owned(), "[redacted:private_key] ok".to_owned()),
+        (
+            "-----BEGIN RSA PRIVATE KEY-----\nMIIcanary\n-----END RSA PRIVATE KEY----- ok".to_owned(),
+            "[redacted:private_key] ok".to_owned(),
+        ),
         ("x -----BEGIN OPENSSH PRIVATE KEY-----\ncanary".to_owned(), "x [redacted:private_key]".to_owned()),
-        (format!("client-key-data: {}", STANDARD.encode("-----BEGIN EC PRIVATE KEY-----\ncanary\n")), "client-key-data: [redacted:private_key]".to_owned()),
+        (
+            format!("client-key-data: {}", STANDARD.encode("-----BEGIN EC PRIVATE KEY-----\ncanary\n")),
+            "client-key-data: [redacted:private_key]".to_owned(),
+        ),
         (format!("token hvs.{} z", a(10)), "token [redacted:vault] z".to_owned()),
         (format!("hvb.{}", a(40)), "[redacted:vault]".to_owned()),
         (format!("(s.{})", a(8)), "([redacted:vault])".to_owned()),
-        (format!("https://x.blob.core.windows.net/c?sv=1&sig={}%3D&se=2", a(12)), "https://x.blob.core.windows.net/c?sv=1&sig=[redacted:azure]&se=2".to_owned()),
+        (
+            format!("https://x.blob.core.windows.net/c?sv=1&sig={}%3D&se=2", a(12)),
+            "https://x.blob.core.windows.net/c?sv=1&sig=[redacted:azure]&se=2".to_owned(),
+        ),
         (format!("abc8Q~{}", "a".repeat(34)), "[redacted:azure]".to_owned()),
-        (format!("DefaultEndpointsProtocol=https;AccountKey={}==;E=1", a(28)), "DefaultEndpointsProtocol=https;AccountKey=[redacted:azure];E=1".to_owned()),
-        (format!("aws_secret_access_key = {}", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"), "aws_secret_access_key = [redacted:aws]".to_owned()),
+        (
+            format!("DefaultEndpointsProtocol=https;AccountKey={}==;E=1", a(28)),
+            "DefaultEndpointsProtocol=https;AccountKey=[redacted:azure];E=1".to_owned(),
+        ),
+        (
+            format!("aws_secret_access_key = {}", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"),
+            "aws_secret_access_key = [redacted:aws]".to_owned(),
+        ),
         (format!("ghp_{} z", a(12)), "[redacted:github] z".to_owned()),
         (format!("github_pat_{}", a(12)), "[redacted:github]".to_owned()),
         (["xox", "b-123456789012-abcdefghij"].concat(), "[redacted:slack]".to_owned()),
         (format!("AIza{}", "a".repeat(35)), "[redacted:google]".to_owned()),
-        ("postgres://app:s3cr%2Fet@db.example:5432/x".to_owned(), "postgres://app:[redacted:connection_string]@db.example:5432/x".to_owned()),
-        ("Server=db;Password=hunter2;Encrypt=1".to_owned(), "Server=db;Password=[redacted:password];Encrypt=1".to_owned()),
+        (
+            "postgres://app:s3cr%2Fet@db.example:5432/x".to_owned(),
+            "postgres://app:[redacted:connection_string]@db.example:5432/x".to_owned(),
+        ),
+        (
+            "Server=db;Password=hunter2;Encrypt=1".to_owned(),
+            "Server=db;Password=[redacted:password];Encrypt=1".to_owned(),
+        ),
         ("PWD = 'a b c';".to_owned(), "PWD = '[redacted:password]';".to_owned()),
         (r#"{"password": "hun\u0074er2"}"#.to_owned(), r#"{"password": "[redacted:password]"}"#.to_owned()),
         ("card 4111 1111 1111 1111, 378282246310005".to_owned(), "card [redacted:card], [redacted:card]".to_owned()),
@@ -61,7 +82,9 @@ fn what_only_looks_like_a_secret_stays() {
 
 #[test]
 fn members_that_name_a_secret_are_taken_whatever_they_say() {
-    let (out, found) = said(r#"{"result":{"structuredContent":{"SecretAccessKey":"canary-1","db_password":"x","Password":"canary-2","password":{"type":"string"},"pwd":12345}}}"#);
+    let (out, found) = said(
+        r#"{"result":{"structuredContent":{"SecretAccessKey":"canary-1","db_password":"x","Password":"canary-2","password":{"type":"string"},"pwd":12345}}}"#,
+    );
     assert_eq!(
         out,
         r#"{"result":{"structuredContent":{"SecretAccessKey":"[redacted:aws]","db_password":"x","Password":"[redacted:password]","password":{"type":"string"},"pwd":12345}}}"#

@@ -20,7 +20,8 @@ fn a_result_over_its_cap_does_not_leave() {
     assert_eq!(excess, Excess { cap: "result_bytes_max", bytes_max: 1024 });
     assert_eq!(hold(&with(Some(4096), None, Oversize::Refuse), &message).expect("fits").0, message);
     let mut found = Found::default();
-    let listed = with(Some(1024), None, Oversize::Refuse).answer(Place::Declared, &message.to_string().into(), &mut found);
+    let listed =
+        with(Some(1024), None, Oversize::Refuse).answer(Place::Declared, &message.to_string().into(), &mut found);
     assert!(listed.is_ok(), "lists have no cap");
 }
 
@@ -64,7 +65,12 @@ fn what_a_program_reads_is_whole_or_withheld() {
 
 #[test]
 fn a_secret_is_taken_out_before_its_text_is_cut() {
-    let config = Config { redact: vec![Kind::Jwt], item_bytes_max: Some(300), oversize: Oversize::Truncate, ..Config::default() };
+    let config = Config {
+        redact: vec![Kind::Jwt],
+        item_bytes_max: Some(300),
+        oversize: Oversize::Truncate,
+        ..Config::default()
+    };
     let filters = Filters::new(&config).expect("filters");
     for before in 0..200 {
         let text = format!("{}{JWT}{}", "x".repeat(before), " y".repeat(400));

@@ -31,7 +31,11 @@ fn all(bits: &[&str], form: fn(&str) -> Bytes) -> (Vec<String>, Found) {
         out.extend(thread.push(form(bit), index, &mut found));
     }
     out.extend(thread.release(&mut found));
-    assert_eq!(out.iter().map(|(_, index)| *index).collect::<Vec<_>>(), (0..bits.len()).collect::<Vec<_>>(), "in order");
+    assert_eq!(
+        out.iter().map(|(_, index)| *index).collect::<Vec<_>>(),
+        (0..bits.len()).collect::<Vec<_>>(),
+        "in order"
+    );
     (texts(out), found)
 }
 
