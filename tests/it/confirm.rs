@@ -161,3 +161,22 @@ async fn a_legacy_client_is_asked_on_the_stream_of_its_call() {
         rig.app.shutdown().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_of_the_official_sdks_ask_their_user_in_both_eras() {
+    let rig = rig("modern").await;
+    let plan = |index: usize| {
+        let arguments = json!({ "id": format!("sdk-{index}"), "text": "hello" });
+        vec![json!({ "step": "elicit", "tool": "write_note", "args": arguments, "text": "wrote note" })]
+    };
+    let (clients, lines) = crate::matrix::official(&rig.url(), &rig.editor(), plan).await;
+    let failed: Vec<_> = lines.iter().filter(|line| line["ok"] != true).collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+    assert_eq!(lines.iter().filter(|line| line["step"] == "elicit").count(), clients);
+    for index in 0..clients {
+        assert!(is_there(&rig, &format!("sdk-{index}")).await);
+    }
+    let confirmed = rig.records().into_iter().filter(|record| record["confirmation"] == "confirmed").count();
+    assert_eq!(confirmed, clients);
+    rig.app.shutdown().await;
+}
