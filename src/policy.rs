@@ -175,7 +175,7 @@ impl Permit {
     }
 
     pub fn for_tests_of(call: Call, owner: &str) -> Permit {
-        Permit { call, caller: None, owner: owner.into(), policies: Arc::new([]) }
+        Permit { call, caller: None, owner: owner.into(), policies: Arc::new([]), confirm: None }
     }
 
     pub fn for_tests_by(call: Call, caller: &Principal) -> Permit {
@@ -255,9 +255,8 @@ impl Policy {
             loaded.source(file, text, &mut errors);
         }
         let Loaded { policies, reads_args, notes, .. } = loaded;
-        let confirms =
-            policies.iter().filter_map(|policy| Some((policy.id().to_string(), policy.annotation(CONFIRM)?.into())));
-        let confirms = confirms.collect();
+        let asks = |policy: &cedar_policy::Policy| Some((policy.id().to_string(), policy.annotation(CONFIRM)?.into()));
+        let confirms: HashMap<String, Arc<str>> = policies.iter().filter_map(asks).collect();
         let wrong = |what: String| Error::Set { what };
         let groupless = groupless::taken_against(&policies).and_then(|policies| policies.map(set_of).transpose());
         match (set_of(policies), groupless) {
