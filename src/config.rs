@@ -14,10 +14,12 @@ mod strict;
 mod tests;
 mod yaml;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io::Read as _;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 pub use schema::schema;
 pub use show::show;
@@ -25,6 +27,7 @@ pub use show::show;
 use crate::audit;
 use crate::backend::builtin;
 use crate::backend::remote;
+use crate::filters;
 use crate::gateway;
 use crate::identity;
 use crate::limits;
@@ -48,6 +51,8 @@ pub struct Config {
     pub backends: Vec<remote::Config>,
     /// Built-in ones. No name is in both.
     pub built_in: Vec<builtin::Config>,
+    /// What may leave of what a backend says, by its name.
+    pub filters: HashMap<Arc<str>, filters::Config>,
     pub routes: route::Config,
     pub audit: audit::Config,
     pub sessions: gateway::Sessions,

@@ -8,11 +8,13 @@
 //! INVARIANT: one request, one reply, one audit record, also when a step fails, panics or the client leaves.
 
 mod apply;
+mod confirm;
 mod door;
 mod errand;
 mod federation;
 mod flow;
 mod house;
+mod leave;
 mod legacy;
 mod list;
 mod old;

@@ -20,6 +20,10 @@
 //! `Long`. Null, fractions and integers beyond 64 bits have no Cedar value: `has` sees them, reading them fails. As a
 //! member that was not sent fails too, write `context.args has name && …`, and test the tool before its arguments.
 //!
+//! # A person's yes
+//! A call that is allowed by nothing but policies with `@confirm("…")` needs a person's yes; the permit says so, and the
+//! spine asks. One permit without it is enough to do without. For lists it makes no difference.
+//!
 //! # Groups that are not known
 //! A token may say that it leaves groups out. Whatever a policy says about the groups of such a caller is then taken
 //! against the caller: a `permit` that asks for a group does not hold, a `forbid` that asks for one does (`groupless`).
@@ -32,6 +36,7 @@ mod load;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -48,6 +53,9 @@ use crate::catalog::Effect;
 use crate::catalog::Kind;
 use crate::catalog::Mode;
 use crate::principal::Principal;
+
+/// The annotation of a `permit` that wants a person's yes: `@confirm("Restart production?")`.
+const CONFIRM: &str = "confirm";
 
 /// What the room is configured with: everything decided, nothing to look up.
 #[derive(Clone, Debug, Default)]
@@ -71,6 +79,8 @@ pub struct Grant {
     pub allow: Vec<Effect>,
     /// `backend/tool` globs; empty means all.
     pub tools: Vec<String>,
+    /// What it allows needs a person's yes, each time.
+    pub confirm: bool,
 }
 
 impl Grant {
@@ -118,7 +128,7 @@ pub enum Error {
 /// Making it is not:
 /// ```compile_fail,E0451
 /// fn forge(call: wardgate::catalog::Call) -> wardgate::policy::Permit {
-///     wardgate::policy::Permit { call, caller: None, owner: "".into(), policies: std::sync::Arc::new([]) }
+///     wardgate::policy::Permit { call, caller: None, owner: "".into(), policies: std::sync::Arc::new([]), confirm: None }
 /// }
 /// ```
 #[derive(Debug)]
@@ -128,9 +138,15 @@ pub struct Permit {
     caller: Option<Principal>,
     owner: Arc<str>,
     policies: Arc<[String]>,
+    confirm: Option<Arc<str>>,
 }
 
 impl Permit {
+    /// It was allowed by nothing but policies that want a person's yes first: what that person is told (perhaps nothing).
+    pub fn confirm(&self) -> Option<&Arc<str>> {
+        self.confirm.as_ref()
+    }
+
     pub fn call(&self) -> &Call {
         &self.call
     }
@@ -159,11 +175,17 @@ impl Permit {
     }
 
     pub fn for_tests_of(call: Call, owner: &str) -> Permit {
-        Permit { call, caller: None, owner: owner.into(), policies: Arc::new([]) }
+        Permit { call, caller: None, owner: owner.into(), policies: Arc::new([]), confirm: None }
     }
 
     pub fn for_tests_by(call: Call, caller: &Principal) -> Permit {
-        Permit { call, owner: caller.key().clone(), caller: Some(caller.clone()), policies: Arc::new([]) }
+        Permit {
+            call,
+            owner: caller.key().clone(),
+            caller: Some(caller.clone()),
+            policies: Arc::new([]),
+            confirm: None,
+        }
     }
 }
 
@@ -215,6 +237,8 @@ pub struct Policy {
     engine: Engine,
     lowered: Lowered,
     notes: Vec<String>,
+    /// The `permit` policies that want a person's yes, and what each says to that person.
+    confirms: HashMap<String, Arc<str>>,
 }
 
 impl Policy {
@@ -231,11 +255,13 @@ impl Policy {
             loaded.source(file, text, &mut errors);
         }
         let Loaded { policies, reads_args, notes, .. } = loaded;
+        let asks = |policy: &cedar_policy::Policy| Some((policy.id().to_string(), policy.annotation(CONFIRM)?.into()));
+        let confirms: HashMap<String, Arc<str>> = policies.iter().filter_map(asks).collect();
         let wrong = |what: String| Error::Set { what };
         let groupless = groupless::taken_against(&policies).and_then(|policies| policies.map(set_of).transpose());
         match (set_of(policies), groupless) {
             (Ok(policies), Ok(groupless)) if errors.is_empty() => {
-                Ok(Policy { engine: Engine::new(policies, groupless, reads_args), lowered, notes })
+                Ok(Policy { engine: Engine::new(policies, groupless, reads_args), lowered, notes, confirms })
             }
             (policies, groupless) => {
                 errors.extend(policies.err().into_iter().chain(groupless.err()).map(wrong));
@@ -275,7 +301,8 @@ impl Policy {
                 deny(Reason::NotGranted, Arc::default(), false)
             }
             Verdict::Allow(policies) => {
-                Ok(Permit { call, owner: principal.key().clone(), caller: Some(principal.clone()), policies })
+                let confirm = self.confirm(&policies);
+                Ok(Permit { call, owner: principal.key().clone(), caller: Some(principal.clone()), policies, confirm })
             }
             Verdict::Deny(reason, policies) => deny(reason, policies, self.lists(principal, &call.decl, context)),
             // INVARIANT: `settle` leaves nothing open.
@@ -298,6 +325,17 @@ impl Policy {
         };
         let listed = decls.iter().map(show).collect();
         Listed { listed, cacheable }
+    }
+
+    /// Does any policy want a person's yes?
+    pub fn confirms(&self) -> bool {
+        !self.confirms.is_empty()
+    }
+
+    /// One permit that asks nobody is enough.
+    fn confirm(&self, permits: &[String]) -> Option<Arc<str>> {
+        let asking = permits.iter().map(|id| self.confirms.get(id)).collect::<Option<Vec<_>>>()?;
+        asking.iter().find(|words| !words.is_empty()).or(asking.first()).map(|words| Arc::clone(words))
     }
 
     /// The grants as Cedar policies.

@@ -10,6 +10,8 @@ use crate::backend::remote;
 use crate::config::Config;
 use crate::config::Loaded;
 use crate::credentials::Source;
+use crate::filters;
+use crate::filters::Filters;
 use crate::gateway::Gateway;
 use crate::gateway::House;
 use crate::gateway::Lists;
@@ -41,13 +43,13 @@ pub(super) async fn house(config: &Config, old: Option<&House>) -> Result<Arc<Ho
     let identity = identity.map_err(|error| problems.push(error.to_string())).ok();
     let mut members = HashMap::new();
     for backend in &config.backends {
-        match member(backend, old) {
+        match member(backend, config.filters.get(&backend.name), old) {
             Ok(member) => drop(members.insert(backend.name.clone(), member)),
             Err(problem) => problems.push(problem),
         }
     }
     for backend in &config.built_in {
-        match built_in(backend, old) {
+        match built_in(backend, config.filters.get(&backend.name), old) {
             Ok(member) => drop(members.insert(backend.name.clone(), member)),
             Err(problem) => problems.push(problem),
         }
@@ -85,7 +87,7 @@ fn first_scopes(grants: &[Grant]) -> Vec<String> {
     scoped().filter(|grant| highest(grant) == least).filter_map(|grant| grant.scope.clone()).collect()
 }
 
-fn member(config: &remote::Config, old: Option<&House>) -> Result<Member, String> {
+fn member(config: &remote::Config, filters: Option<&filters::Config>, old: Option<&House>) -> Result<Member, String> {
     let print = fingerprint(config);
     let known = old.and_then(|house| house.members.get(&config.name)).filter(|member| member.fingerprint == print);
     // Together: what was got with an old credential goes with it.
@@ -96,10 +98,15 @@ fn member(config: &remote::Config, old: Option<&House>) -> Result<Member, String
             (remote::new(config.clone()).map_err(|error| error.to_string())?, credential)
         }
     };
-    Ok(Member { backend, credential, mode: config.mode, era: config.era, fingerprint: print })
+    let filters = held_to(&config.name, filters)?;
+    Ok(Member { backend, credential, mode: config.mode, filters, era: config.era, fingerprint: print })
 }
 
-fn built_in(config: &builtin::Config, old: Option<&House>) -> Result<Member, String> {
+fn built_in(
+    config: &builtin::Config,
+    filters: Option<&filters::Config>,
+    old: Option<&House>,
+) -> Result<Member, String> {
     let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
     digest.update(format!("{config:?}").as_bytes());
     let mut take = |bytes: &[u8]| {
@@ -118,7 +125,14 @@ fn built_in(config: &builtin::Config, old: Option<&House>) -> Result<Member, Str
             (builtin::new(config)?, credential)
         }
     };
-    Ok(Member { backend, credential, mode: config.mode, era: Some(Era::Modern), fingerprint })
+    let filters = held_to(&config.name, filters)?;
+    Ok(Member { backend, credential, mode: config.mode, filters, era: Some(Era::Modern), fingerprint })
+}
+
+/// Where nothing is said: no redaction, declarations without hidden text. A backend that is built in is no exception.
+fn held_to(name: &str, config: Option<&filters::Config>) -> Result<Arc<Filters>, String> {
+    let Some(config) = config else { return Ok(Arc::default()) };
+    Filters::new(config).map(Arc::new).map_err(|error| format!("backend `{name}`: {error}"))
 }
 
 /// Equal fingerprints mean the same backend, its files and secrets included.

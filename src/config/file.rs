@@ -14,9 +14,11 @@ pub(super) use backend::Backend;
 pub(super) use backend::Breaker;
 pub(super) use backend::EffectRule;
 pub(super) use backend::Era;
+pub(super) use backend::Filters;
 pub(super) use backend::Http;
 pub(super) use backend::MaybeBreaker;
 pub(super) use backend::Processes;
+pub(super) use backend::Redact;
 pub(super) use backend::Sse;
 pub(super) use backend::Stdio;
 pub(super) use credential::Client;
@@ -164,6 +166,8 @@ pub(super) struct Grant {
     /// Tools it is for, as `backend/tool`, where `*` stands for any characters: `files/read_*`, `files/*`. Default: all tools
     /// of all backends.
     pub tools: Option<Strings>,
+    /// What it allows needs a person's yes, each time; the client asks them. Default: `false`.
+    pub confirm: Option<bool>,
 }
 
 /// How much callers may do. What is not given is unlimited.
@@ -218,6 +222,8 @@ pub(super) struct Sessions {
     pub keys: Option<Vec<Reference>>,
     /// From `initialize` to the end of a session, used or not. Default: `24h`; at most `30d`.
     pub lifetime: Option<Span>,
+    /// How long a person has to say yes to a call that needs it. Default: `2m`; at most `1h`.
+    pub confirm_within: Option<Span>,
 }
 
 /// The listener for operations. It knows no authentication: keep it off the public network.

@@ -3,6 +3,7 @@
 mod backend;
 mod credential;
 mod edge;
+mod filters;
 mod identity;
 mod login;
 mod policy;
@@ -50,7 +51,9 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
         admission.hosts.push(admission.public_host.clone().unwrap_or_else(|| "localhost".to_owned()));
     }
     let names: Vec<Arc<str>> = file.backends.iter().flatten().map(|(name, _)| name.as_str().into()).collect();
-    let (backends, built_in) = backend::backends(book, &root, file.backends, file.mode.unwrap_or_default());
+    let mut written = file.backends;
+    let filters = filters::filters(book, &root, written.as_mut());
+    let (backends, built_in) = backend::backends(book, &root, written, file.mode.unwrap_or_default());
     credential::check_forwarded(book, &root, &backends, &identity);
     credential::check_tenants(book, &root, &backends, &identity);
     let credentials = backends.iter().map(|one| &one.credential).chain(built_in.iter().map(|one| &one.credential));
@@ -76,6 +79,7 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
         limits,
         backends,
         built_in,
+        filters,
         routes,
         audit,
         sessions,

@@ -14,6 +14,7 @@ use crate::audit;
 use crate::backend::remote;
 use crate::catalog::Effect;
 use crate::catalog::Mode;
+use crate::filters;
 use crate::identity;
 use crate::identity::CertificateMatch;
 use crate::identity::Demand;
@@ -132,6 +133,7 @@ fn sheet(config: &Config) -> Shown {
             map([
                 ("keys", unless_empty(&config.sessions.keys, |_| text(MASK))),
                 ("lifetime", span(config.sessions.lifetime)),
+                ("confirm_within", span(config.sessions.confirm_within)),
             ]),
         ),
         ("admin", maybe(config.server.admin.as_ref(), |address| Shown::Map(address_of(address)))),
@@ -316,6 +318,7 @@ fn grant(grant: &crate::policy::Grant) -> Shown {
         ("subject", maybe(grant.subject.as_ref(), text)),
         ("allow", list(grant.allow.iter().copied(), effect)),
         ("tools", unless_empty(&grant.tools, text)),
+        ("confirm", if grant.confirm { word(true) } else { Shown::Nothing }),
     ])
 }
 
@@ -352,14 +355,15 @@ fn limits(config: &limits::Config) -> Shown {
 }
 
 fn backends(config: &Config) -> Shown {
-    let remote = config.backends.iter().map(|one| (one.name.to_string(), backend(one)));
-    let built_in = config.built_in.iter().map(|one| (one.name.to_string(), builtin::shown(one)));
+    let held = |name: &str| filters(config.filters.get(name).unwrap_or(&filters::Config::default()));
+    let remote = config.backends.iter().map(|one| (one.name.to_string(), backend(one, held(&one.name))));
+    let built_in = config.built_in.iter().map(|one| (one.name.to_string(), builtin::shown(one, held(&one.name))));
     let mut all: Vec<_> = remote.chain(built_in).collect();
     all.sort_by(|(one, _), (other, _)| one.cmp(other));
     Shown::Map(all)
 }
 
-fn backend(config: &remote::Config) -> Shown {
+fn backend(config: &remote::Config, held: Shown) -> Shown {
     let (way, shown) = match &config.transport {
         remote::Transport::Http(one) => ("http", http(one)),
         remote::Transport::Sse(one) => ("sse", sse(one)),
@@ -388,6 +392,21 @@ fn backend(config: &remote::Config) -> Shown {
         ("event_bytes_max", size(config.event_bytes_max)),
         ("catalog_ttl", span(config.catalog_ttl)),
         ("breaker", breaker),
+        ("filters", held),
+    ])
+}
+
+fn filters(config: &filters::Config) -> Shown {
+    let patterns = config.patterns.iter().map(|(name, pattern)| (name.clone(), text(pattern))).collect();
+    let oversize = config.item_bytes_max.map(|_| config.oversize.as_str());
+    map([
+        ("redact", unless_empty(&config.redact, |kind| word(kind.as_str()))),
+        ("patterns", if config.patterns.is_empty() { Shown::Nothing } else { Shown::Map(patterns) }),
+        ("hidden_text", word(config.hidden_declared.as_str())),
+        ("hidden_text_results", word(config.hidden_said.unwrap_or(filters::Hidden::Allow).as_str())),
+        ("result_bytes_max", maybe(config.result_bytes_max, size)),
+        ("item_bytes_max", maybe(config.item_bytes_max, size)),
+        ("oversize", maybe(oversize, word)),
     ])
 }
 

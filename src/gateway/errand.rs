@@ -15,7 +15,10 @@ use super::Rejection;
 use super::apply;
 use super::apply::Desk;
 use super::apply::Outgoing;
+use super::confirm;
+use super::confirm::Settled;
 use super::federation::Federation;
+use super::leave::Leaving;
 use super::prepare;
 use super::prepare::Asked;
 use super::tasks;
@@ -182,7 +185,8 @@ impl Errand {
         open: &mut Open,
     ) -> Result<Outgoing, Rejection> {
         let named = tasks::open(self, member, &mut asked)?; // ids in the upstream's words
-        let outcome = self.carry(member, asked, session, slot, &named, open).await;
+        let said = confirm::take(self, member, &mut asked);
+        let outcome = self.carry(member, asked, session, (slot, said), &named, open).await;
         outcome.map_err(|rejection| named.in_words_of_client(rejection))
     }
 
@@ -191,7 +195,7 @@ impl Errand {
         member: &Member,
         asked: Asked,
         session: Option<Session>,
-        slot: Option<Arc<Slot>>,
+        (slot, said): (Option<Arc<Slot>>, Option<confirm::Said>),
         named: &Named,
         open: &mut Open,
     ) -> Result<Outgoing, Rejection> {
@@ -221,6 +225,11 @@ impl Errand {
             Some(slot) => slot,
             None => Arc::new(house.limits.acquire_for(&self.principal, &permit)?),
         };
+        let confirmed = match confirm::settle(self, &permit, said, open)? {
+            Settled::Ask(question) => return Ok(question),
+            Settled::Go(confirmed) => confirmed,
+        };
+        let leaving = Leaving::of(member, permit.call(), open);
         let mut want = apply::Want::of(&permit, &house.lists, named);
         if member.credential.is_personal() {
             want.keep_nothing(); // whatever the upstream calls public, it was asked as this caller
@@ -232,6 +241,14 @@ impl Errand {
                 open.timed(member.backend.call(permit, credential, request.deadline)).await?
             }
         };
-        Desk::new(self, member, judged.context).apply(answer, want, slot, request).await
+        let outgoing = Desk::new(self, member, judged.context).apply(answer, want, slot, request).await?;
+        let outgoing = match leaving {
+            Some(leaving) => leaving.through(outgoing)?,
+            None => outgoing,
+        };
+        Ok(match confirmed {
+            Some(confirmed) => confirmed.goes_on(outgoing),
+            None => outgoing,
+        })
     }
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::Facts;
 use super::Head;
 use super::Rejection;
+use super::leave::Tally;
 use crate::audit;
 use crate::audit::Audit;
 use crate::audit::Record;
@@ -35,6 +36,8 @@ pub(super) struct Open {
     audit: Arc<Audit>,
     metrics: Arc<Metrics>,
     closed: bool,
+    /// What the filters found, here and in whatever is done for this request.
+    tally: Arc<Tally>,
     /// Its stream may carry answers to requests that were made elsewhere: is one to come?
     pub(super) owes: Option<Owes>,
 }
@@ -59,6 +62,7 @@ impl Open {
             audit: audit.clone(),
             metrics: metrics.clone(),
             closed: false,
+            tally: Arc::new(Tally::new(metrics)),
             owes: None,
         }
     }
@@ -82,6 +86,7 @@ impl Open {
             audit: audit.clone(),
             metrics: metrics.clone(),
             closed: false,
+            tally: Arc::new(Tally::new(metrics)),
             owes: None,
         }
     }
@@ -96,6 +101,7 @@ impl Open {
             audit: self.audit.clone(),
             metrics: self.metrics.clone(),
             closed: true,
+            tally: self.tally.clone(),
             owes: None,
         }
     }
@@ -178,6 +184,7 @@ impl Open {
             audit: self.audit.clone(),
             metrics: self.metrics.clone(),
             closed: true,
+            tally: self.tally.clone(),
             owes: None,
         }
     }
@@ -281,6 +288,11 @@ impl Open {
         self.record.reason = Some(reason);
     }
 
+    /// Where the filters count what they find.
+    pub(super) fn tally(&self) -> &Arc<Tally> {
+        &self.tally
+    }
+
     pub(super) fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
@@ -292,6 +304,8 @@ impl Open {
         self.closed = true;
         self.record.outcome = Some(outcome);
         self.record.duration_us = micros(self.started);
+        self.record.filtered = self.tally.counts();
+        self.record.confirmation = self.tally.confirmation();
         self.metrics.in_flight.dec();
         self.metrics.observe(&self.record);
         self.audit.record(std::mem::take(&mut self.record));

@@ -77,6 +77,11 @@ impl Loaded {
             if policy.annotation("shadow").is_some() {
                 complain(format!("`{id}`: `@shadow` is not supported: the policy would be enforced"));
             }
+            if policy.annotation(super::CONFIRM).is_some() && policy.effect() == cedar_policy::Effect::Forbid {
+                complain(format!(
+                    "`{id}`: `@confirm` is for `permit`: what is forbidden stays so, whatever a person says"
+                ));
+            }
             if id.starts_with(grants::PREFIX) {
                 complain(format!("`{id}`: ids that begin with `{}` belong to grants", grants::PREFIX));
             }

@@ -1,5 +1,6 @@
 //! Tests of the judgement; this file holds what they share and the cases of `authorize` and `lists`.
 
+mod confirm;
 mod examples;
 mod groups;
 mod loading;

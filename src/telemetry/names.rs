@@ -62,6 +62,16 @@ pub const TOOL_CALLS: Metric = counter(
     &["backend", "effect", "decision"],
     "Tool calls that were judged, by effect and decision.",
 );
+pub const FILTERED: Metric = counter(
+    "wardgate_filtered_total",
+    &["backend", "kind"],
+    "What filters took out of answers, by kind: secrets by theirs, hidden_text, truncated.",
+);
+pub const CONFIRMATIONS: Metric = counter(
+    "wardgate_confirmations_total",
+    &["backend", "outcome"],
+    "Calls that need a person's yes: asked, confirmed, declined, cancelled, invalid or unsupported.",
+);
 pub const IN_FLIGHT: Metric =
     gauge("wardgate_in_flight_requests", &[], "Requests admitted and not yet closed, streams included.");
 pub const OPEN_STREAMS: Metric = gauge("wardgate_open_streams", &[], "Event streams open to clients.");
@@ -104,6 +114,8 @@ pub const ALL: &[Metric] = &[
     REJECTIONS,
     LIMITED,
     TOOL_CALLS,
+    FILTERED,
+    CONFIRMATIONS,
     IN_FLIGHT,
     OPEN_STREAMS,
     CONNECTIONS,

@@ -1,6 +1,8 @@
 //! The one integration binary: a real gateway on real sockets, with real upstreams, clients and referees.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "test code")]
 
+/// Calls that a person is asked about first.
+mod confirm;
 /// Legacy clients in front of modern upstreams.
 mod door;
 /// An identity provider in the shape of Entra.
@@ -12,6 +14,8 @@ mod harness;
 /// What is hidden, missing or out of date.
 mod hidden;
 
+/// What may leave of what an upstream says.
+mod leaving;
 /// Real MCP servers, official SDK clients, the official conformance suite.
 mod live;
 /// Logging in at a real OpenID provider: SDK clients, the facade, `wardgate login` and `whoami`.

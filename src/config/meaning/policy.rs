@@ -74,6 +74,7 @@ fn grant(book: &mut Book<'_>, key: &Key, written: file::Grant) -> Option<Grant> 
         subject: written.subject,
         allow,
         tools,
+        confirm: written.confirm.unwrap_or(false),
     })
 }
 

@@ -21,13 +21,15 @@ use crate::credentials::Grant;
 use crate::credentials::vault::Login;
 use crate::credentials::vault::ReadOnly;
 
-pub(super) fn shown(config: &Config) -> Shown {
+/// `held`: the filters.
+pub(super) fn shown(config: &Config, held: Shown) -> Shown {
     match &config.product {
         Product::Vault(vault) => map([
             ("vault", self::vault(vault, &config.credential)),
             ("mode", maybe(config.mode, mode)),
             ("connect_timeout", span(vault.origin.connect_timeout)),
             ("answer_bytes_max", size(vault.origin.answer_bytes_max)),
+            ("filters", held),
         ]),
     }
 }
