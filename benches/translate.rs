@@ -11,6 +11,7 @@
     reason = "a measuring program may stop where it stands"
 )]
 
+#[expect(dead_code, reason = "each measuring program uses its part of what they share")]
 #[path = "shared/load.rs"]
 mod load;
 

@@ -242,7 +242,8 @@ mod tests {
 
     #[tokio::test]
     async fn tokens_are_bounded_by_their_bytes_and_by_their_number() {
-        let key = |number: u32| Key { owner: number.to_string().into(), authority: 0, assertion: None, read_only: false };
+        let key =
+            |number: u32| Key { owner: number.to_string().into(), authority: 0, assertion: None, read_only: false };
         assert!(u64::from(weight(&key(1), &kept("t", None, None))) * TOKENS_MAX <= TOKENS_BYTES_MAX + TOKENS_MAX);
         assert!(u64::from(weight(&key(1), &kept("t", None, None))) * (TOKENS_MAX + 1) > TOKENS_BYTES_MAX);
         let cache = Cache::new();

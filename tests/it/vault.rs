@@ -510,7 +510,8 @@ async fn with_jwt_each_caller_is_at_vault_who_they_are_and_nobody_is_anybody_els
     bao.write("auth/jwt/config", json!({ "jwks_url": format!("{}/jwks.json", rig.issuer.url) })).await;
     let accessor = bao.read("sys/auth").await["jwt/"]["accessor"].as_str().unwrap().to_owned();
     let own = format!("secret/data/{{{{identity.entity.aliases.{accessor}.name}}}}/*");
-    bao.write("sys/policies/acl/own", json!({ "policy": format!("path \"{own}\" {{ capabilities = [\"read\"] }}") })).await;
+    bao.write("sys/policies/acl/own", json!({ "policy": format!("path \"{own}\" {{ capabilities = [\"read\"] }}") }))
+        .await;
     let role = json!({
         "role_type": "jwt",
         "user_claim": "sub",
@@ -523,7 +524,9 @@ async fn with_jwt_each_caller_is_at_vault_who_they_are_and_nobody_is_anybody_els
     let token = |name: &str| rig.admin_named(name);
     for _ in 0..3 {
         for (name, other, value) in [("alice", "bob", "hers"), ("bob", "alice", "his")] {
-            let own = called(&rig, &token(name), "read_secret", json!({ "mount": "secret", "path": format!("{name}/a") })).await;
+            let own =
+                called(&rig, &token(name), "read_secret", json!({ "mount": "secret", "path": format!("{name}/a") }))
+                    .await;
             assert_eq!(own.body["result"]["structuredContent"]["data"], json!({ "k": value }), "{}", own.text);
             let others = json!({ "mount": "secret", "path": format!("{other}/a") });
             let others = called(&rig, &token(name), "read_secret", others).await;
@@ -531,7 +534,12 @@ async fn with_jwt_each_caller_is_at_vault_who_they_are_and_nobody_is_anybody_els
         }
     }
     let carol = called(&rig, &token("carol"), "read_secret", json!({ "mount": "secret", "path": "alice/a" })).await;
-    assert_eq!((carol.status, &carol.body["error"]["data"]["reason"]), (403, &json!("exchange_denied")), "{}", carol.text);
+    assert_eq!(
+        (carol.status, &carol.body["error"]["data"]["reason"]),
+        (403, &json!("exchange_denied")),
+        "{}",
+        carol.text
+    );
     rig.app.shutdown().await;
 }
 
