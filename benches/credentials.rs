@@ -82,7 +82,7 @@ fn obtaining(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let client = Client { id: "gateway".into(), proof: Proof::Post(Secret::new("secret")) };
     let minted = Minted {
-        grant: Grant::OnBehalfOf { scope: "api://notes/.default".into() },
+        grant: Grant::OnBehalfOf { scope: "api://notes/.default".into(), continuous_access: false },
         place: Place { token_url: Some(endpoint()), client: Some(client) },
         tenants: BTreeMap::new(),
         discovery: None,

@@ -26,6 +26,8 @@ fn asked(words: &[&str]) -> Answer {
         Verb::Explain(verb) => runtime.block_on(verb.run()),
         Verb::Matrix(verb) => verb.run(),
         Verb::Diff(verb) => verb.run(),
+        #[cfg(feature = "prove")]
+        Verb::Prove(verb) => runtime.block_on(verb.run()),
     }
 }
 
