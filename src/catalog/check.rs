@@ -23,7 +23,7 @@ use walk::Shape;
 const STEPS_MAX: u64 = 1_000_000;
 
 /// Levels of value times levels of schema that may be on the stack together.
-const LEVELS_MAX: usize = 1024;
+const LEVELS_MAX: usize = 256;
 
 /// A pattern with look-around or back references may try so often; all others are matched in linear time.
 const BACKTRACKS_MAX: usize = 20_000;
@@ -99,7 +99,7 @@ impl Check {
     /// # Errors
     /// What is wrong with the value; the first few problems.
     pub fn judge(&self, value: &Value) -> Result<(), Vec<Problem>> {
-        let (count, depth) = size(value);
+        let (count, depth) = size(value, LEVELS_MAX + 1);
         if self.shape.recursive && depth.saturating_mul(self.shape.chain.max(1)) > LEVELS_MAX {
             return Err(vec![Problem("it is nested too deeply for its schema to be checked".to_owned())]);
         }
@@ -128,11 +128,12 @@ fn dialect(schema: &Value) -> Result<Draft, Unusable> {
     }
 }
 
-/// How many values there are, and how deep they go.
-fn size(value: &Value) -> (u64, usize) {
+/// How many values there are, and how deep they go, as far as `levels` down.
+fn size(value: &Value, levels: usize) -> (u64, usize) {
+    let Some(levels) = levels.checked_sub(1) else { return (1, 1) };
     let below = |inner: &mut dyn Iterator<Item = &Value>| {
         inner
-            .map(size)
+            .map(|value| size(value, levels))
             .fold((1_u64, 0_usize), |(count, depth), (more, deeper)| (count.saturating_add(more), depth.max(deeper)))
     };
     let (count, depth) = match value {

@@ -91,7 +91,12 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
         let meant = tenant::tenants(book, &root, written, &config);
         book.warned(meant.warnings);
         if !config.server.admission.hosts.is_empty() {
-            config.server.admission.hosts.extend(tenant::hosts(&meant.tenants));
+            let hosts = &mut config.server.admission.hosts;
+            for host in tenant::hosts(&meant.tenants) {
+                if !hosts.contains(&host) {
+                    hosts.push(host);
+                }
+            }
         }
         (config.tenants, config.refused) = (meant.tenants, meant.refused);
     }

@@ -388,6 +388,7 @@ mod tests {
             home: Some("contoso".into()),
             duration_us: 1500,
             upstream_us: Some(700),
+            shadows: ["grant-1".to_owned()].into(),
             ..Record::default()
         });
         metrics.filtered("vault", "jwt", 2);
@@ -397,6 +398,7 @@ mod tests {
         metrics.api_keys(&[api_key::Use { name: "ci".into(), print: "2f1c07be".into(), at: 9 }]);
         metrics.entra_groups(&[("refused", 1), ("resolved", 2)]);
         metrics.turns(1, 2);
+        metrics.quarantined("vault", 1, 2);
         metrics.shared_limits(Some(&shared()));
         metrics.audit(&audit::Status { written: 5, dropped: 1, healthy: true, seq: 5, hash: [0; 32] });
         metrics.tenants(&[("in_force", 2)]);

@@ -56,6 +56,19 @@ fn string(text: &str, out: &mut String) {
     out.push_str(&Value::from(text).to_string());
 }
 
+/// The shortest digits may stand as far from the value as those with the next last digit: then the even one is meant
+/// (ECMA-262, `Number::toString`, note 2).
+fn even(digits: String, value: f64) -> String {
+    // A double has at most 767 significant digits; after `digits` a tie is a 5 and nothing else.
+    let exact = format!("{value:.770e}");
+    let exact: String = exact.split('e').next().unwrap_or_default().chars().filter(char::is_ascii_digit).collect();
+    let tie = exact
+        .get(digits.len()..)
+        .is_some_and(|rest| rest.strip_prefix('5').is_some_and(|zeros| zeros.bytes().all(|digit| digit == b'0')));
+    let below = exact.get(..digits.len()).unwrap_or(&digits);
+    if tie && below.ends_with(['0', '2', '4', '6', '8']) { below.to_owned() } else { digits }
+}
+
 /// SPEC: RFC 8785 §3.2.2.3: as ECMAScript's `Number::toString` writes it. Rust's shortest digits are ECMAScript's.
 fn number(value: f64, out: &mut String) {
     if value == 0.0 {
@@ -68,6 +81,7 @@ fn number(value: f64, out: &mut String) {
     let text = format!("{:e}", value.abs());
     let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
     let digits: String = mantissa.chars().filter(char::is_ascii_digit).collect();
+    let digits = even(digits, value.abs());
     // The decimal point stands after so many digits.
     let point = exponent.parse::<i32>().unwrap_or_default() + 1;
     let count = i32::try_from(digits.len()).unwrap_or(i32::MAX);
