@@ -9,6 +9,10 @@ use super::Failure;
 /// # Errors
 /// Which argument is not what the tool takes. The value itself is not repeated: it may be a secret.
 pub fn read<A: DeserializeOwned>(text: &[u8]) -> Result<A, Failure> {
+    // Decoding would take an array for the arguments in the order of their declaration: policies saw no names.
+    if text.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Failure::arguments("expected an object"));
+    }
     let deserializer = &mut serde_json::Deserializer::from_slice(text);
     serde_path_to_error::deserialize(deserializer).map_err(|error| {
         let path = error.path().to_string();
@@ -60,7 +64,8 @@ mod tests {
             (r#"{"path":"a","version":"hunter2"}"#, "argument `version`: expected u32"),
             (r#"{"path":{"hunter2":1}}"#, "argument `path`: expected a string"),
             (r#"{"path":"a","version":-7}"#, "argument `version`: expected u32"),
-            ("[]", "expected"),
+            ("[]", "expected an object"),
+            (r#" ["a", 1]"#, "expected an object"),
         ] {
             let failure = read::<Args>(text.as_bytes()).expect_err(text);
             assert!(failure.message.starts_with(expected), "{text}: {}", failure.message);
