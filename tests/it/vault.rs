@@ -196,8 +196,8 @@ async fn every_vault_tool_does_what_it_says_and_the_server_agrees() {
 /// Roots, intermediates, roles and certificates.
 async fn certificates(bao: &Bao, rig: &Rig) {
     done(rig, "enable_pki", json!({ "path": "pki" })).await;
-    done(rig, "enable_pki", json!({ "path": "pki/below", "max_ttl": "8760h" })).await;
-    assert_eq!(bao.read("sys/mounts").await["pki/below/"]["config"]["max_lease_ttl"], 8760 * 3600);
+    done(rig, "enable_pki", json!({ "path": "below", "max_ttl": "8760h" })).await;
+    assert_eq!(bao.read("sys/mounts").await["below/"]["config"]["max_lease_ttl"], 8760 * 3600);
     assert_eq!(
         done(rig, "list_pki_issuers", json!({})).await["structuredContent"]["issuers"],
         json!({}),
@@ -208,12 +208,12 @@ async fn certificates(bao: &Bao, rig: &Rig) {
     done(rig, "create_pki_issuer", root("first")).await;
     done(rig, "create_pki_issuer", root("second")).await;
     let mut below = root("middle");
-    for (name, value) in [("mount", "pki/below"), ("root_mount", "pki"), ("root_issuer", "second"), ("ttl", "30d")] {
+    for (name, value) in [("mount", "below"), ("root_mount", "pki"), ("root_issuer", "second"), ("ttl", "30d")] {
         below[name] = json!(value);
     }
     let made = done(rig, "create_pki_issuer", below).await;
     assert!(made["structuredContent"]["certificate"].as_str().unwrap().contains("BEGIN CERTIFICATE"));
-    let middle = bao.read("pki/below/issuer/middle").await;
+    let middle = bao.read("below/issuer/middle").await;
     let second = bao.read("pki/issuer/second").await;
     let chain = middle["ca_chain"].as_array().unwrap();
     assert!(chain.contains(&second["certificate"]), "the issuer that was named has signed it");
