@@ -170,7 +170,17 @@ fn gateway(issuer: &Issuer, folder: &Path, scope: &str, after: Duration, new_eac
     let reached = backends.iter().map(|backend| backend.name.clone()).collect();
     let member = |backend: Arc<Later>| {
         let name = backend.name.clone();
-        (name, Member { backend, credential: credentials::Source::none(), mode: None, era: None, fingerprint: [0; 32] })
+        (
+            name,
+            Member {
+                backend,
+                credential: credentials::Source::none(),
+                mode: None,
+                filters: Arc::default(),
+                era: None,
+                fingerprint: [0; 32],
+            },
+        )
     };
     let route = Route {
         path: "/mcp".to_owned(),

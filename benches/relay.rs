@@ -151,8 +151,14 @@ fn gateway(issuer: &Issuer, folder: &std::path::Path) -> Gateway {
         policy::Grant { scope: Some("mcp.read".to_owned()), allow: vec![Effect::Read], ..policy::Grant::default() };
     let backend = Arc::new(Instantly::new());
     let name = backend.name.clone();
-    let member =
-        Member { backend, credential: credentials::Source::none(), mode: None, era: None, fingerprint: [0; 32] };
+    let member = Member {
+        backend,
+        credential: credentials::Source::none(),
+        mode: None,
+        filters: Arc::default(),
+        era: None,
+        fingerprint: [0; 32],
+    };
     let rate = Some(limits::Rate { calls: 1_000_000_000.try_into().unwrap(), period: Duration::from_secs(1) });
     let house = House {
         identity: Arc::new(

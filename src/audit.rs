@@ -132,6 +132,10 @@ pub struct Record {
     pub shadows: Vec<String>,
     /// Entries of a list that the caller was not shown.
     pub hidden: u64,
+    /// What became of the question whether a person allows the call, and its id: `asked`, `confirmed`, `declined`, …
+    pub confirmation: Option<(&'static str, String)>,
+    /// What the filters took out of the answer, by name, and how often; never what it was.
+    pub filtered: Vec<(Arc<str>, u64)>,
     /// How it ended: `answered`, `streamed`, `refused`, `failed`, `client_gone`, `cancelled`, …
     pub outcome: Option<&'static str>,
     pub status: Option<u16>,
@@ -260,6 +264,11 @@ impl Audit {
     /// False if that did not come to pass: the sink fails, or five seconds were not enough.
     pub fn flush(&self) -> bool {
         self.queue.as_ref().is_none_or(|queue| queue.flush(FLUSH_TIMEOUT))
+    }
+
+    /// The same without a key, for what is sealed and never shown.
+    pub fn plain_digest(raw_json: &[u8]) -> String {
+        args::digest(&ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &[]), raw_json)
     }
 
     /// The keyed digest of a call's arguments (JSON), independent of member order, white space and string escapes.

@@ -1,7 +1,9 @@
 //! Where is it done? One trait for built-in and remote backends; a call runs only with a `Permit`.
 
 pub mod breaker;
+pub mod builtin;
 pub mod remote;
+pub mod vault;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,6 +13,9 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
 use crate::catalog::Catalog;
+use crate::catalog::Decl;
+use crate::catalog::Effect;
+use crate::catalog::Kind;
 use crate::catalog::pins::Pins;
 use crate::credentials;
 use crate::credentials::Credential;
@@ -45,6 +50,12 @@ pub trait Backend: Send + Sync {
 
     /// From now on these tools are the approved ones; what is known of the upstream is judged anew. `None`: all are.
     fn pin(&self, _pins: Option<Arc<Pins>>) {}
+
+    /// What is known of something that is in no catalog: a resource, a prompt. Only a built-in backend knows more than
+    /// that it is read.
+    fn plain(&self, kind: Kind, name: &str) -> Decl {
+        Decl::plain(kind, self.name().clone(), name, Effect::Read)
+    }
 
     /// The era that the upstream speaks: configured, or found by asking. `None`: not known yet, or in doubt. No I/O.
     fn era(&self) -> Option<Era>;

@@ -17,6 +17,7 @@ mod tenants;
 mod tests;
 pub(crate) mod yaml;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read as _;
 use std::path::Path;
@@ -32,8 +33,10 @@ pub use tenants::is_known_to_gateway;
 pub use tenants::settle;
 
 use crate::audit;
+use crate::backend::builtin;
 use crate::backend::remote;
 use crate::catalog::Mode;
+use crate::filters;
 use crate::gateway;
 use crate::identity;
 use crate::limits;
@@ -53,7 +56,12 @@ pub struct Config {
     pub identity: identity::Config,
     pub policy: policy::Config,
     pub limits: limits::Config,
+    /// MCP servers elsewhere.
     pub backends: Vec<remote::Config>,
+    /// Built-in ones. No name is in both.
+    pub built_in: Vec<builtin::Config>,
+    /// What may leave of what a backend says, by its name.
+    pub filters: BTreeMap<Arc<str>, filters::Config>,
     pub routes: route::Config,
     /// Each with a meaning of its own; whether they go together, [`settle`] says.
     pub tenants: Vec<Arc<Tenant>>,
@@ -79,8 +87,25 @@ pub struct Tenant {
     pub policy: Option<policy::Config>,
     pub limits: Option<limits::Config>,
     pub backends: Vec<remote::Config>,
+    pub built_in: Vec<builtin::Config>,
+    /// Of its own backends.
+    pub filters: BTreeMap<Arc<str>, filters::Config>,
     /// As written: without the tenant's hosts and path.
     pub routes: Option<route::Config>,
+}
+
+impl Config {
+    /// Of all backends, wherever they are.
+    pub fn backend_names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.backends.iter().map(|one| &one.name).chain(self.built_in.iter().map(|one| &one.name))
+    }
+}
+
+impl Tenant {
+    /// Of its own backends, wherever they are.
+    pub fn backend_names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.backends.iter().map(|one| &one.name).chain(self.built_in.iter().map(|one| &one.name))
+    }
 }
 
 /// A tenant that cannot be as it is written.

@@ -14,6 +14,7 @@ mod managed;
 mod mint;
 #[cfg(test)]
 mod tests;
+pub mod vault;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use http::HeaderName;
 use http::header::AUTHORIZATION;
 use ring::digest;
 
+use crate::catalog::Effect;
 use crate::policy::Permit;
 use crate::principal::Principal;
 use crate::secret::Secret;
@@ -216,7 +218,10 @@ impl Source {
         match &self.way {
             Way::Fixed(header) => Ok(Credential::fixed(header.clone())),
             Way::Forward => self.forwarded(permit),
-            Way::Minted(mint) => mint.lease(permit.caller()).map_err(|why| self.error(why))?.obtain(deadline).await,
+            Way::Minted(mint) => {
+                let reads = permit.call().effect <= Effect::ReadSensitive;
+                mint.lease(permit.caller(), reads).map_err(|why| self.error(why))?.obtain(deadline).await
+            }
         }
     }
 

@@ -3,6 +3,8 @@
 //! Names are resolved by a resolver that gives only addresses which [`Reach`] allows, and the connection is made to
 //! exactly these: what was checked is what is used. Redirects are never followed.
 
+pub mod origin;
+
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;

@@ -9,11 +9,13 @@
 
 mod apply;
 mod arguments;
+mod confirm;
 mod door;
 mod errand;
 mod federation;
 mod flow;
 mod house;
+mod leave;
 mod legacy;
 mod list;
 mod old;

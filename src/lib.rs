@@ -15,7 +15,7 @@
 //!
 //! * words: [`secret`] (a value never shown), [`mcp`] (the protocol, pure), [`exchange`] (a request and a reply)
 //! * facts: [`principal`] (who), [`catalog`] (what can be asked, and what it does)
-//! * judgement, without clock or I/O: [`route`] (where does it go), [`policy`] (may they)
+//! * judgement, without clock or I/O: [`route`] (where does it go), [`policy`] (may they), [`filters`] (what may leave)
 //! * work: [`fetch`] (our own requests), [`identity`] (who is calling), [`limits`] (how much), [`credentials`] (with
 //!   what), [`backend`] (where is it done), [`audit`] (what happened), [`telemetry`] (how is it going)
 //! * spine: [`gateway`] (in which order)
@@ -42,6 +42,7 @@ pub mod secret;
 pub mod catalog;
 pub mod principal;
 
+pub mod filters;
 pub mod policy;
 pub mod route;
 

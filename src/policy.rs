@@ -24,6 +24,10 @@
 //! # Effects that depend on arguments
 //! A call is judged by the effect that its arguments give it; a list by every effect that some arguments could give.
 //!
+//! # A person's yes
+//! A call that is allowed by nothing but policies with `@confirm("…")` needs a person's yes; the permit says so, and the
+//! spine asks. One permit without it is enough to do without. For lists it makes no difference.
+//!
 //! # Groups that are not known
 //! A token may say that it leaves groups out. Whatever a policy says about the groups of such a caller is then taken
 //! against the caller: a `permit` that asks for a group does not hold, a `forbid` that asks for one does (`groupless`).
@@ -45,6 +49,7 @@ mod shape;
 mod tests;
 
 use std::collections::BTreeSet;
+use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -73,6 +78,9 @@ use crate::catalog::Kind;
 use crate::catalog::Mode;
 use crate::principal::Principal;
 
+/// The annotation of a `permit` that wants a person's yes: `@confirm("Restart production?")`.
+const CONFIRM: &str = "confirm";
+
 /// What the room is configured with: everything decided, nothing to look up.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
@@ -97,6 +105,8 @@ pub struct Grant {
     pub tools: Vec<String>,
     /// Not in force: noted where it would have changed the answer.
     pub shadow: bool,
+    /// What it allows needs a person's yes, each time.
+    pub confirm: bool,
 }
 
 /// The annotation of a policy that is only noted.
@@ -147,7 +157,7 @@ pub enum Error {
 /// Making it is not:
 /// ```compile_fail,E0451
 /// fn forge(call: wardgate::catalog::Call) -> wardgate::policy::Permit {
-///     wardgate::policy::Permit { call, caller: None, owner: "".into(), policies: std::sync::Arc::new([]), shadows: std::sync::Arc::new([]) }
+///     wardgate::policy::Permit { call, caller: None, owner: "".into(), policies: std::sync::Arc::new([]), confirm: None, shadows: std::sync::Arc::new([]) }
 /// }
 /// ```
 #[derive(Debug)]
@@ -158,9 +168,15 @@ pub struct Permit {
     owner: Arc<str>,
     policies: Arc<[String]>,
     shadows: Arc<[String]>,
+    confirm: Option<Arc<str>>,
 }
 
 impl Permit {
+    /// It was allowed by nothing but policies that want a person's yes first: what that person is told (perhaps nothing).
+    pub fn confirm(&self) -> Option<&Arc<str>> {
+        self.confirm.as_ref()
+    }
+
     pub fn call(&self) -> &Call {
         &self.call
     }
@@ -199,12 +215,13 @@ impl Permit {
     }
 
     pub fn for_tests_of(call: Call, owner: &str) -> Permit {
-        Permit { call, caller: None, owner: owner.into(), policies: Arc::new([]), shadows: Arc::new([]) }
+        let (policies, shadows) = (Arc::new([]), Arc::new([]));
+        Permit { call, caller: None, owner: owner.into(), policies, shadows, confirm: None }
     }
 
     pub fn for_tests_by(call: Call, caller: &Principal) -> Permit {
         let (owner, caller) = (caller.key().clone(), Some(caller.clone()));
-        Permit { call, owner, caller, policies: Arc::new([]), shadows: Arc::new([]) }
+        Permit { call, owner, caller, policies: Arc::new([]), shadows: Arc::new([]), confirm: None }
     }
 }
 
@@ -299,6 +316,8 @@ pub struct Policy {
     origins: Vec<Origin>,
     whom: BTreeSet<Whom>,
     notes: Vec<String>,
+    /// The `permit` policies that want a person's yes, and what each says to that person.
+    confirms: HashMap<String, Arc<str>>,
 }
 
 impl Policy {
@@ -340,6 +359,8 @@ impl Policy {
         let whom = grounds::whom(&written, &config.grants);
         let (shadows, enforced): (Vec<_>, Vec<_>) =
             policies.into_iter().partition(|policy| policy.annotation(SHADOW).is_some());
+        let asks = |policy: &cedar_policy::Policy| Some((policy.id().to_string(), policy.annotation(CONFIRM)?.into()));
+        let confirms: HashMap<String, Arc<str>> = enforced.iter().filter_map(asks).collect();
         let engine = engine_of(enforced.clone(), reads, memory);
         let mut trials = Vec::new();
         for (id, policies) in grounds::trials(shadows) {
@@ -355,7 +376,7 @@ impl Policy {
         }
         match engine {
             Ok(engine) if errors.is_empty() => {
-                Ok(Policy { engine, trials, forbids, lowered, written, origins, whom, notes })
+                Ok(Policy { engine, trials, forbids, lowered, written, origins, whom, notes, confirms })
             }
             engine => {
                 errors.extend(engine.err().map(wrong));
@@ -374,7 +395,8 @@ impl Policy {
         match judged {
             Ok(policies) => {
                 let (owner, caller) = (principal.key().clone(), Some(principal.clone()));
-                Ok(Permit { call, owner, caller, policies, shadows })
+                let confirm = self.confirm(&policies);
+                Ok(Permit { call, owner, caller, policies, shadows, confirm })
             }
             Err((reason, policies)) => {
                 // Above the ceiling, and for what nobody asks, there is no list to look at.
@@ -434,6 +456,17 @@ impl Policy {
     /// Whom the policies and grants speak of.
     pub fn whom(&self) -> &BTreeSet<Whom> {
         &self.whom
+    }
+
+    /// Does any policy want a person's yes?
+    pub fn confirms(&self) -> bool {
+        !self.confirms.is_empty()
+    }
+
+    /// One permit that asks nobody is enough.
+    fn confirm(&self, permits: &[String]) -> Option<Arc<str>> {
+        let asking = permits.iter().map(|id| self.confirms.get(id)).collect::<Option<Vec<_>>>()?;
+        asking.iter().find(|words| !words.is_empty()).or(asking.first()).map(|words| Arc::clone(words))
     }
 
     /// The grants as Cedar policies.

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 const LAYERS: &[(&str, &[&str])] = &[
     ("words", &["exchange", "mcp", "secret"]),
     ("facts", &["principal", "catalog"]),
-    ("judgement", &["route", "policy"]),
+    ("judgement", &["filters", "route", "policy"]),
     ("work", &["audit", "limits", "fetch", "identity", "credentials", "telemetry", "backend"]),
     ("spine", &["gateway"]),
     ("edge", &["server", "config", "app", "cli", "demo", "main", "lib"]),
@@ -24,7 +24,7 @@ const EXCEPTIONS: &[(&str, &str, &str)] =
     &[("mcp", "catalog", "list entries carry the hints that the catalog classifies")];
 
 /// Judgement is pure: neither runtime nor clock nor sockets.
-const PURE: &[&str] = &["mcp", "catalog", "principal", "route", "policy"];
+const PURE: &[&str] = &["mcp", "catalog", "principal", "filters", "route", "policy"];
 const IMPURE: &[&str] =
     &["tokio::", "pingora", "Instant::now", "SystemTime::now", "reqwest", "std::net::Tcp", "std::fs"];
 

@@ -10,12 +10,16 @@ use super::tenants::Builder;
 use super::tenants::Chosen;
 use super::tenants::Standing;
 use crate::backend::Backend;
+use crate::backend::builtin;
 use crate::backend::remote;
+use crate::catalog::Decl;
 use crate::catalog::Mode;
 use crate::config;
 use crate::config::Config;
 use crate::config::Loaded;
 use crate::credentials::Source;
+use crate::filters;
+use crate::filters::Filters;
 use crate::gateway::Gateway;
 use crate::gateway::House;
 use crate::gateway::Life;
@@ -25,6 +29,7 @@ use crate::gateway::Sealer;
 use crate::gateway::Tenants;
 use crate::identity::Identity;
 use crate::limits::Limits;
+use crate::mcp::Era;
 use crate::policy::Grant;
 use crate::policy::Known;
 use crate::policy::Policy;
@@ -57,7 +62,13 @@ pub(super) async fn house(
     let identity = identity.map_err(|error| problems.push(error.to_string())).ok();
     let mut members = HashMap::new();
     for backend in &config.backends {
-        match member(backend, old) {
+        match member(backend, config.filters.get(&backend.name), old) {
+            Ok(member) => drop(members.insert(backend.name.clone(), member)),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    for backend in &config.built_in {
+        match built_in(backend, config.filters.get(&backend.name), old) {
             Ok(member) => drop(members.insert(backend.name.clone(), member)),
             Err(problem) => problems.push(problem),
         }
@@ -120,7 +131,11 @@ pub(super) fn first_scopes(grants: &[Grant]) -> Vec<String> {
     scoped().filter(|grant| highest(grant) == least).filter_map(|grant| grant.scope.clone()).collect()
 }
 
-pub(super) fn member(config: &remote::Config, old: Option<&House>) -> Result<Member, String> {
+pub(super) fn member(
+    config: &remote::Config,
+    filters: Option<&filters::Config>,
+    old: Option<&House>,
+) -> Result<Member, String> {
     let print = fingerprint(config);
     let known = old.and_then(|house| house.members.get(&config.name)).filter(|member| member.fingerprint == print);
     // Together: what was got with an old credential goes with it.
@@ -131,7 +146,41 @@ pub(super) fn member(config: &remote::Config, old: Option<&House>) -> Result<Mem
             (remote::new(config.clone()).map_err(|error| error.to_string())?, credential)
         }
     };
-    Ok(Member { backend, credential, mode: config.mode, era: config.era, fingerprint: print })
+    let filters = held_to(&config.name, filters)?;
+    Ok(Member { backend, credential, mode: config.mode, filters, era: config.era, fingerprint: print })
+}
+
+pub(super) fn built_in(
+    config: &builtin::Config,
+    filters: Option<&filters::Config>,
+    old: Option<&House>,
+) -> Result<Member, String> {
+    let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
+    digest.update(format!("{config:?}").as_bytes());
+    let mut take = |bytes: &[u8]| {
+        digest.update(&(bytes.len() as u64).to_le_bytes());
+        digest.update(bytes);
+    };
+    config.credential.secrets(&mut take);
+    config.files(&mut take);
+    let mut fingerprint = [0; 32];
+    fingerprint.copy_from_slice(digest.finish().as_ref());
+    let known = old.and_then(|house| house.members.get(&config.name)).filter(|one| one.fingerprint == fingerprint);
+    let (backend, credential) = match known {
+        Some(member) => (member.backend.clone(), member.credential.clone()),
+        None => {
+            let credential = Source::new(&config.name, &config.credential).map_err(|error| error.to_string())?;
+            (builtin::new(config)?, credential)
+        }
+    };
+    let filters = held_to(&config.name, filters)?;
+    Ok(Member { backend, credential, mode: config.mode, filters, era: Some(Era::Modern), fingerprint })
+}
+
+/// Where nothing is said: no redaction, declarations without hidden text. A backend that is built in is no exception.
+fn held_to(name: &str, config: Option<&filters::Config>) -> Result<Arc<Filters>, String> {
+    let Some(config) = config else { return Ok(Arc::default()) };
+    Filters::new(config).map(Arc::new).map_err(|error| format!("backend `{name}`: {error}"))
 }
 
 /// Equal fingerprints mean the same backend, its files and secrets included.
@@ -163,22 +212,24 @@ fn tls_files(digest: &mut ring::digest::Context, tls: &remote::ClientTls) {
 
 /// What policies may name: every backend, with its tools where they are known before it is asked.
 pub fn known(config: &Config) -> Known {
-    known_of(config.backends.iter())
+    Known::new(declared(&config.backends, &config.built_in).collect::<HashMap<_, _>>())
 }
 
 /// What the policies of a tenant may name: its own backends, and the gateway's.
 pub(super) fn known_to(tenant: &config::Tenant, config: &Config) -> Known {
-    known_of(tenant.backends.iter().chain(&config.backends))
+    let mut known: HashMap<_, _> = declared(&config.backends, &config.built_in).collect();
+    // What a tenant calls like one of the gateway's stands before it.
+    known.extend(declared(&tenant.backends, &tenant.built_in));
+    Known::new(known)
 }
 
-fn known_of<'b>(backends: impl Iterator<Item = &'b remote::Config>) -> Known {
+fn declared<'b>(
+    remote: &'b [remote::Config],
+    built_in: &'b [builtin::Config],
+) -> impl Iterator<Item = (Arc<str>, Option<Vec<Arc<Decl>>>)> + 'b {
     let pinned = |backend: &remote::Config| backend.pins.as_ref().map(|pinning| pinning.pins.declarations().to_vec());
-    let mut known = HashMap::new();
-    for backend in backends {
-        // What a tenant calls like one of the gateway's stands before it.
-        known.entry(backend.name.clone()).or_insert_with(|| pinned(backend));
-    }
-    Known::new(known)
+    let remote = remote.iter().map(move |backend| (backend.name.clone(), pinned(backend)));
+    remote.chain(built_in.iter().map(|backend| (backend.name.clone(), Some(builtin::declarations(backend)))))
 }
 
 /// Would these rooms do? For `check`: nothing is bound, nothing is connected to. Gives what the operator should know.
@@ -211,6 +262,9 @@ pub fn try_rooms(loaded: &Loaded) -> Result<Vec<String>, String> {
         if let Err(error) = Source::new(&backend.name, &backend.credential) {
             problems.push(error.to_string());
         }
+    }
+    for backend in &config.built_in {
+        problems.extend(builtin::new(backend).err());
     }
     if problems.is_empty() { Ok(notes) } else { Err(problems.join("\n")) }
 }

@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::build::built_in;
 use super::build::member;
+use crate::backend::builtin;
 use crate::backend::remote;
 use crate::catalog::Mode;
 use crate::config;
@@ -89,7 +91,11 @@ impl Chosen {
     /// Does somebody among them act with the tokens of the gateway's callers?
     pub(super) fn need_callers(&self) -> bool {
         let inherit = self.tenants.iter().filter(|tenant| tenant.identity.is_none());
-        inherit.flat_map(|tenant| &tenant.backends).any(|backend| backend.credential.needs_callers())
+        let mut credentials = inherit.flat_map(|tenant| {
+            let remote = tenant.backends.iter().map(|backend| &backend.credential);
+            remote.chain(tenant.built_in.iter().map(|backend| &backend.credential))
+        });
+        credentials.any(|credential| credential.needs_callers())
     }
 }
 
@@ -126,7 +132,8 @@ impl<'a> Builder<'a> {
         // Keys that were fetched for a tenant before are good for it, and for others.
         let before = old.into_iter().flat_map(|old| old.tenants.iter());
         before.for_each(|house| shared.learn(&house.identity));
-        let rest = format!("{:?}{:?}{:?}", config.policy, config.public_url, config.server.listeners.len());
+        let listeners = config.server.listeners.len();
+        let rest = format!("{:?}{:?}{:?}{listeners:?}", config.policy, config.filters, config.public_url);
         let prints = Prints {
             identity: print_of(&config.identity),
             rest: digest(&[rest.as_bytes()]),
@@ -220,7 +227,14 @@ impl<'a> Builder<'a> {
     ) -> Result<Members, Vec<String>> {
         let (mut members, mut own, mut problems) = (HashMap::new(), BTreeSet::new(), Vec::new());
         for backend in &tenant.backends {
-            match member(backend, old) {
+            match member(backend, tenant.filters.get(&backend.name), old) {
+                Ok(member) => drop(members.insert(backend.name.clone(), member)),
+                Err(problem) => problems.push(problem),
+            }
+            own.insert(backend.name.clone());
+        }
+        for backend in &tenant.built_in {
+            match built_in(backend, tenant.filters.get(&backend.name), old) {
                 Ok(member) => drop(members.insert(backend.name.clone(), member)),
                 Err(problem) => problems.push(problem),
             }
@@ -252,7 +266,7 @@ impl<'a> Builder<'a> {
 
     fn policy(&mut self, tenant: &config::Tenant) -> Result<Arc<Policy>, Vec<String>> {
         let Some(config) = &tenant.policy else { return Ok(self.gateway.policy.clone()) };
-        let own: Vec<_> = tenant.backends.iter().map(|backend| &backend.name).collect();
+        let own: Vec<_> = tenant.backend_names().collect();
         let key = format!("{:?}{:?}{own:?}", config.grants, config.sources);
         let known = super::build::known_to(tenant, self.config);
         if let Some(known) = self.policies.get(&key) {
@@ -357,6 +371,7 @@ pub(super) fn try_tenants(config: &Config, gateway: &Policy) -> Vec<String> {
             .iter()
             .map(|one: &remote::Config| crate::credentials::Source::new(&one.name, &one.credential));
         sources.filter_map(Result::err).for_each(|error| complain(error.to_string()));
+        tenant.built_in.iter().filter_map(|one| builtin::new(one).err()).for_each(&mut complain);
     }
     problems
 }

@@ -64,6 +64,11 @@ pub(super) fn request(record: &Record) -> Vec<u8> {
     if record.hidden > 0 {
         line.number("hidden", record.hidden);
     }
+    if let Some((what, id)) = &record.confirmation {
+        line.text("confirmation", what);
+        line.text("confirmation_id", id);
+    }
+    line.counts("filtered", &record.filtered);
     line.maybe("outcome", record.outcome);
     if let Some(status) = record.status {
         line.number("status", status);
@@ -156,6 +161,20 @@ impl Members {
         self.name(name);
         // Writing into a `Vec` cannot fail.
         let _ = write!(self.out, "{}", value.into());
+    }
+
+    fn counts(&mut self, name: &'static str, counts: &[(std::sync::Arc<str>, u64)]) {
+        if counts.is_empty() {
+            return;
+        }
+        self.name(name);
+        for (index, (what, count)) in counts.iter().enumerate() {
+            self.out.push(if index == 0 { b'{' } else { b',' });
+            quote(what, STRING_BYTES_MAX, &mut self.out);
+            // Writing into a `Vec` cannot fail.
+            let _ = write!(self.out, ":{count}");
+        }
+        self.out.push(b'}');
     }
 
     /// At most so many; the rest is counted.

@@ -6,6 +6,7 @@ mod identity;
 mod login;
 mod route;
 mod tenant;
+mod vault;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -14,9 +15,11 @@ pub(super) use backend::Backend;
 pub(super) use backend::Breaker;
 pub(super) use backend::EffectRule;
 pub(super) use backend::Era;
+pub(super) use backend::Filters;
 pub(super) use backend::Http;
 pub(super) use backend::MaybeBreaker;
 pub(super) use backend::Processes;
+pub(super) use backend::Redact;
 pub(super) use backend::Sse;
 pub(super) use backend::Stdio;
 pub(super) use backend::Values;
@@ -51,6 +54,12 @@ pub(super) use tenant::FOLDER;
 pub(super) use tenant::Tenant;
 pub(super) use tenant::TenantCertificate;
 pub(super) use tenant::Tenants;
+pub(super) use vault::ToolChoice;
+pub(super) use vault::ToolNames;
+pub(super) use vault::Vault;
+pub(super) use vault::VaultLogin;
+pub(super) use vault::VaultReadOnly;
+pub(super) use vault::VaultWrap;
 
 use super::scalar::Offset;
 use super::scalar::Quotas;
@@ -172,6 +181,8 @@ pub(super) struct Grant {
     pub tools: Option<Strings>,
     /// Not in force: the audit log and a metric tell where it would have changed the answer. Default: `false`.
     pub shadow: Option<bool>,
+    /// What it allows needs a person's yes, each time; the client asks them. Default: `false`.
+    pub confirm: Option<bool>,
 }
 
 /// How much callers may do. What is not given is unlimited.
@@ -299,6 +310,8 @@ pub(super) struct Sessions {
     pub keys: Option<Vec<Reference>>,
     /// From `initialize` to the end of a session, used or not. Default: `24h`; at most `30d`.
     pub lifetime: Option<Span>,
+    /// How long a person has to say yes to a call that needs it. Default: `2m`; at most `1h`.
+    pub confirm_within: Option<Span>,
 }
 
 /// The listener for operations. It knows no authentication: keep it off the public network.

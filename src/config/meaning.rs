@@ -3,6 +3,7 @@
 mod backend;
 mod credential;
 mod edge;
+mod filters;
 mod identity;
 mod limits;
 mod login;
@@ -10,6 +11,9 @@ pub(super) mod policy;
 mod route;
 mod sessions;
 mod tenant;
+mod vault;
+
+use std::sync::Arc;
 
 use url::Url;
 
@@ -47,11 +51,14 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
         // Without authentication, the `Host` is what tells a local client from a web page that made its name resolve here.
         admission.hosts.push(admission.public_host.clone().unwrap_or_else(|| "localhost".to_owned()));
     }
-    let backends = backend::backends(book, &root, file.backends);
+    let names: Vec<Arc<str>> = file.backends.iter().flatten().map(|(name, _)| name.as_str().into()).collect();
+    let mut written = file.backends;
+    let filters = filters::filters(book, &root, written.as_mut());
+    let (backends, built_in) = backend::backends(book, &root, written, file.mode.unwrap_or_default());
     credential::check_forwarded(book, &root, &backends, &identity);
     credential::check_tenants(book, &root, &backends, &identity);
-    identity.assertions = backends.iter().any(|backend| backend.credential.needs_callers());
-    let names: Vec<_> = backends.iter().map(|backend| backend.name.clone()).collect();
+    let credentials = backends.iter().map(|one| &one.credential).chain(built_in.iter().map(|one| &one.credential));
+    identity.assertions = credentials.into_iter().any(|credential| credential.needs_callers());
     let routes = route::routes(book, &root, file.routes, &names, &names);
     identity.hosts = routes.routes.iter().filter_map(|route| route.host.clone()).collect();
     let policy = policy::policy(book, &root, file.mode, file.grants, file.policies);
@@ -72,6 +79,8 @@ pub(super) fn mean(book: &mut Book<'_>, file: File) -> Config {
         policy,
         limits,
         backends,
+        built_in,
+        filters,
         routes,
         audit,
         sessions,

@@ -1,10 +1,13 @@
 //! The effective configuration as YAML: every default filled in, every secret masked. What it shows can be loaded again.
 
+mod builtin;
 mod credential;
 mod tenant;
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fmt::Display;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Config;
@@ -15,6 +18,7 @@ use crate::backend::remote;
 use crate::catalog::Effect;
 use crate::catalog::Mode;
 use crate::catalog::When;
+use crate::filters;
 use crate::identity;
 use crate::identity::CertificateMatch;
 use crate::identity::Demand;
@@ -121,7 +125,7 @@ fn sheet(config: &Config) -> Shown {
         ("grants", unless_empty(&config.policy.grants, grant)),
         ("policies", unless_empty(&config.policy.sources, |(name, _)| text(name))),
         ("limits", limits(&config.limits)),
-        ("backends", Shown::Map(config.backends.iter().map(|one| (one.name.to_string(), backend(one))).collect())),
+        ("backends", backends(&config.backends, &config.built_in, &config.filters)),
         ("routes", list(&config.routes.routes, |one| route(one))),
         ("tenants", tenant::tenants(&config.tenants)),
         (
@@ -129,6 +133,7 @@ fn sheet(config: &Config) -> Shown {
             map([
                 ("keys", unless_empty(&config.sessions.keys, |_| text(MASK))),
                 ("lifetime", span(config.sessions.lifetime)),
+                ("confirm_within", span(config.sessions.confirm_within)),
             ]),
         ),
         ("admin", maybe(config.server.admin.as_ref(), |address| Shown::Map(address_of(address)))),
@@ -346,6 +351,7 @@ fn grant(grant: &crate::policy::Grant) -> Shown {
         ("allow", list(grant.allow.iter().copied(), effect)),
         ("tools", unless_empty(&grant.tools, text)),
         ("shadow", if grant.shadow { word(true) } else { Shown::Nothing }),
+        ("confirm", if grant.confirm { word(true) } else { Shown::Nothing }),
     ])
 }
 
@@ -441,7 +447,21 @@ fn shared_limits(config: &limits::shared::Config) -> Shown {
     ])
 }
 
-fn backend(config: &remote::Config) -> Shown {
+/// The gateway's, or a tenant's own.
+fn backends(
+    remote: &[remote::Config],
+    built_in: &[crate::backend::builtin::Config],
+    held: &BTreeMap<Arc<str>, filters::Config>,
+) -> Shown {
+    let held = |name: &str| filters(held.get(name).unwrap_or(&filters::Config::default()));
+    let remote = remote.iter().map(|one| (one.name.to_string(), backend(one, held(&one.name))));
+    let built_in = built_in.iter().map(|one| (one.name.to_string(), builtin::shown(one, held(&one.name))));
+    let mut all: Vec<_> = remote.chain(built_in).collect();
+    all.sort_by(|(one, _), (other, _)| one.cmp(other));
+    Shown::Map(all)
+}
+
+fn backend(config: &remote::Config, held: Shown) -> Shown {
     let (way, shown) = match &config.transport {
         remote::Transport::Http(one) => ("http", http(one)),
         remote::Transport::Sse(one) => ("sse", sse(one)),
@@ -475,6 +495,21 @@ fn backend(config: &remote::Config) -> Shown {
         ("event_bytes_max", size(config.event_bytes_max)),
         ("catalog_ttl", span(config.catalog_ttl)),
         ("breaker", breaker),
+        ("filters", held),
+    ])
+}
+
+fn filters(config: &filters::Config) -> Shown {
+    let patterns = config.patterns.iter().map(|(name, pattern)| (name.clone(), text(pattern))).collect();
+    let oversize = config.item_bytes_max.map(|_| config.oversize.as_str());
+    map([
+        ("redact", unless_empty(&config.redact, |kind| word(kind.as_str()))),
+        ("patterns", if config.patterns.is_empty() { Shown::Nothing } else { Shown::Map(patterns) }),
+        ("hidden_text", word(config.hidden_declared.as_str())),
+        ("hidden_text_results", word(config.hidden_said.unwrap_or(filters::Hidden::Allow).as_str())),
+        ("result_bytes_max", maybe(config.result_bytes_max, size)),
+        ("item_bytes_max", maybe(config.item_bytes_max, size)),
+        ("oversize", maybe(oversize, word)),
     ])
 }
 

@@ -270,6 +270,8 @@ mod tests {
                 policy: None,
                 limits: None,
                 backends: Vec::new(),
+                built_in: Vec::new(),
+                filters: Default::default(),
                 routes: None,
             })
         };

@@ -53,6 +53,8 @@ pub(super) struct Key {
     /// Digest of the assertion; `None` for the gateway itself. How strongly the user signed in shows only there: what a
     /// session with a second factor was given is not for another session of the same user.
     pub(super) assertion: Option<[u8; 32]>,
+    /// Good for reading only.
+    pub(super) read_only: bool,
 }
 
 /// What came of an exchange.
@@ -240,7 +242,8 @@ mod tests {
 
     #[tokio::test]
     async fn tokens_are_bounded_by_their_bytes_and_by_their_number() {
-        let key = |number: u32| Key { owner: number.to_string().into(), authority: 0, assertion: None };
+        let key =
+            |number: u32| Key { owner: number.to_string().into(), authority: 0, assertion: None, read_only: false };
         assert!(u64::from(weight(&key(1), &kept("t", None, None))) * TOKENS_MAX <= TOKENS_BYTES_MAX + TOKENS_MAX);
         assert!(u64::from(weight(&key(1), &kept("t", None, None))) * (TOKENS_MAX + 1) > TOKENS_BYTES_MAX);
         let cache = Cache::new();

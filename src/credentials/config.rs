@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::HeaderName;
 use url::Url;
 
+use super::vault;
 use crate::secret::Secret;
 
 /// How a backend is authenticated to.
@@ -45,6 +46,9 @@ impl Config {
                         Proof::Signed { key, .. } => take(key.expose().as_bytes()),
                         Proof::File(_) | Proof::Managed(_) => {}
                     }
+                }
+                if let Grant::Vault(login) = &minted.grant {
+                    login.secrets(take);
                 }
                 if let Some(path) = &minted.ca {
                     take(&std::fs::read(path).unwrap_or_default());
@@ -93,6 +97,8 @@ pub enum Grant {
     Client { audience: Vec<String>, resource: Vec<String>, scope: Option<String> },
     /// The machine's identity.
     Managed { identity: Identity, scope: String },
+    /// A login at HashiCorp Vault.
+    Vault(Box<vault::Config>),
 }
 
 impl Grant {
@@ -101,6 +107,7 @@ impl Grant {
         match self {
             Grant::OnBehalfOf { .. } | Grant::Exchange { .. } => true,
             Grant::Client { .. } | Grant::Managed { .. } => false,
+            Grant::Vault(login) => login.is_personal(),
         }
     }
 }

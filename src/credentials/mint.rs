@@ -37,6 +37,7 @@ use super::client;
 use super::client::Form;
 use super::client::Signer;
 use super::managed::Managed;
+use super::vault::Vault;
 use crate::fetch::Fetch;
 use crate::fetch::Reach;
 use crate::identity::entra::is_id;
@@ -84,6 +85,7 @@ struct Desk {
 enum Way {
     Endpoint { url: Url, signer: Box<Signer>, fetch: Fetch },
     Machine(Managed),
+    Vault(Box<Vault>),
 }
 
 impl Mint {
@@ -112,16 +114,17 @@ impl Mint {
         }))
     }
 
-    /// Whom a token would be for. Nobody is asked yet.
+    /// Whom a token would be for; `reads`: what it is for changes nothing. Nobody is asked yet.
     ///
     /// # Errors
     /// Where it is clear already that there can be none.
-    pub(super) fn lease(self: &Arc<Self>, caller: Option<&Principal>) -> Result<Lease, Why> {
+    pub(super) fn lease(self: &Arc<Self>, caller: Option<&Principal>, reads: bool) -> Result<Lease, Why> {
+        let read_only = matches!(&self.grant, Grant::Vault(login) if login.narrows(reads));
         let tenant = caller.and_then(|caller| caller.tenant.as_deref());
         let desk = tenant.map_or(&self.desk, |tenant| self.desk_of(tenant));
         if !self.grant.is_personal() {
             let name = desk.name.clone();
-            let key = Key { owner: name, authority: 0, assertion: None };
+            let key = Key { owner: name, authority: 0, assertion: None, read_only };
             return Ok(Lease { mint: self.clone(), key, assertion: None });
         }
         let no_token = Why::UserRequired { what: assertion::NO_TOKEN };
@@ -136,13 +139,13 @@ impl Mint {
         // The authority is a digest of issuer, tenant, subject, client, actor, scopes, roles, groups: a token with fewer
         // rights is never served with what one with more rights was exchanged for. Nor is one token with what another
         // one was exchanged for: what the provider knows of a session (a second factor, a device) is not in the authority.
-        let key = Key { owner: caller.key().clone(), authority: caller.authority(), assertion };
+        let key = Key { owner: caller.key().clone(), authority: caller.authority(), assertion, read_only };
         Ok(Lease { mint: self.clone(), key, assertion: Some((sealed.clone(), desk.name.clone())) })
     }
 
     pub(super) async fn own(self: &Arc<Self>, deadline: Instant) -> Result<Option<Credential>, Error> {
         if !self.grant.is_personal() {
-            let lease = self.lease(None).map_err(|why| self.error(why))?;
+            let lease = self.lease(None, true).map_err(|why| self.error(why))?;
             return lease.obtain(deadline).await.map(Some);
         }
         match &self.discovery {
@@ -182,13 +185,14 @@ impl Mint {
         let epoch = self.cache.epoch();
         let caller = lease.caller();
         let began = Instant::now();
-        let issued = self.ask(lease.desk(), caller, claims).await;
+        let issued = self.ask(lease, caller, claims).await;
         let left =
             caller.and_then(Caller::expires_at).map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
         Kept::new(issued, began, left, epoch)
     }
 
-    async fn ask(&self, desk: &Desk, caller: Option<&Caller>, claims: Option<&str>) -> Result<Issued, Why> {
+    async fn ask(&self, lease: &Lease, caller: Option<&Caller>, claims: Option<&str>) -> Result<Issued, Why> {
+        let desk = lease.desk();
         if caller.is_some_and(|caller| caller.expires_at().is_some_and(|at| at <= SystemTime::now())) {
             return Err(Why::Expired);
         }
@@ -200,6 +204,7 @@ impl Mint {
                     let Grant::Managed { scope, .. } = &self.grant else { return Err(Why::Misconfigured) };
                     managed.token(scope).await
                 }
+                Way::Vault(vault) => vault.token(caller, lease.key.read_only).await,
                 Way::Endpoint { url, signer, fetch } => {
                     let mut form = form(&self.grant, caller.map(Caller::token), claims).await?;
                     let header = signer.prove(&mut form, url, SystemTime::now()).await?;
@@ -247,7 +252,7 @@ pub(super) async fn form(grant: &Grant, token: Option<&str>, claims: Option<&str
             form.add("grant_type", "client_credentials");
             aims(&mut form, audience, resource, scope.as_deref());
         }
-        Grant::Managed { .. } => return Err(Why::Misconfigured),
+        Grant::Managed { .. } | Grant::Vault(_) => return Err(Why::Misconfigured),
     }
     match grant {
         Grant::OnBehalfOf { continuous_access: true, .. } => form.add("claims", &capable(claims)),
@@ -286,6 +291,7 @@ impl Desk {
     ) -> Result<Desk, String> {
         let way = match (&config.grant, &place.token_url, &place.client) {
             (Grant::Managed { identity, .. }, ..) => Way::Machine(Managed::new(identity)?),
+            (Grant::Vault(login), ..) => Way::Vault(Box::new(Vault::new(login)?)),
             (_, Some(url), Some(client)) => {
                 let reach = Reach::of(url);
                 let fetch = match clients.get(&reach) {

@@ -31,8 +31,6 @@ use crate::backend::Answer;
 use crate::backend::Backend;
 use crate::backend::Content;
 use crate::catalog;
-use crate::catalog::Decl;
-use crate::catalog::Effect;
 use crate::catalog::Operation;
 use crate::catalog::Session;
 use crate::exchange::Body;
@@ -298,7 +296,7 @@ impl Desk {
     pub(super) fn may_read(&self, notification: &[u8]) -> bool {
         let uri = serde_json::from_slice::<Updated>(notification).ok().map(|updated| updated.params.uri);
         let readable = |uri: String| {
-            let decl = Decl::plain(catalog::Kind::Resource, self.backend.name().clone(), &uri, Effect::Read);
+            let decl = self.backend.plain(catalog::Kind::Resource, &uri);
             self.house.policy.lists(&self.principal, &decl, &self.context)
         };
         uri.is_some_and(readable)

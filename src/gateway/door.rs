@@ -89,7 +89,8 @@ pub(super) async fn enter(
 /// An upstream of both eras is met as a legacy one: nothing needs translating then. So only `initialize` finds out, and
 /// the session id remembers.
 fn way(errand: &Errand, asked: &Asked, open: &mut Open) -> Result<Way, Rejection> {
-    if errand.route.backends.len() != 1 {
+    // A question of ours goes the door's way: who comes in otherwise could not be asked.
+    if errand.route.backends.len() != 1 || errand.house.policy.confirms() {
         return Ok(Way::Door);
     }
     let member = errand.only_member(open)?;

@@ -16,7 +16,10 @@ use super::apply;
 use super::apply::Desk;
 use super::apply::Outgoing;
 use super::arguments;
+use super::confirm;
+use super::confirm::Settled;
 use super::federation::Federation;
+use super::leave::Leaving;
 use super::prepare;
 use super::prepare::Asked;
 use super::tasks;
@@ -190,7 +193,8 @@ impl Errand {
         open: &mut Open,
     ) -> Result<Outgoing, Rejection> {
         let named = tasks::open(self, member, &mut asked)?; // ids in the upstream's words
-        let outcome = self.carry(member, asked, session, slot, &named, open).await;
+        let said = confirm::take(self, member, &mut asked);
+        let outcome = self.carry(member, asked, session, (slot, said), &named, open).await;
         outcome.map_err(|rejection| named.in_words_of_client(rejection))
     }
 
@@ -199,7 +203,7 @@ impl Errand {
         member: &Member,
         asked: Asked,
         session: Option<Session>,
-        slot: Option<Arc<Slot>>,
+        (slot, said): (Option<Arc<Slot>>, Option<confirm::Said>),
         named: &Named,
         open: &mut Open,
     ) -> Result<Outgoing, Rejection> {
@@ -234,7 +238,12 @@ impl Errand {
             open.reason("arguments_invalid");
             return Ok(told);
         }
+        let confirmed = match confirm::settle(self, &permit, said, open)? {
+            Settled::Ask(question) => return Ok(question),
+            Settled::Go(confirmed) => confirmed,
+        };
         house.limits.hold_backend(&slot, member.backend.name())?;
+        let leaving = Leaving::of(member, permit.call(), open);
         let mut want = apply::Want::of(&permit, &house.lists, named);
         if member.credential.is_personal() {
             want.keep_nothing(); // whatever the upstream calls public, it was asked as this caller
@@ -246,6 +255,15 @@ impl Errand {
                 open.timed(member.backend.call(permit, credential, request.deadline)).await?
             }
         };
-        Desk::new(self, member, judged.context, open.shadows()).apply(answer, want, slot, request).await
+        let desk = Desk::new(self, member, judged.context, open.shadows());
+        let outgoing = desk.apply(answer, want, slot, request).await?;
+        let outgoing = match leaving {
+            Some(leaving) => leaving.through(outgoing)?,
+            None => outgoing,
+        };
+        Ok(match confirmed {
+            Some(confirmed) => confirmed.goes_on(outgoing),
+            None => outgoing,
+        })
     }
 }

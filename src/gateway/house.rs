@@ -15,6 +15,7 @@ use super::Tenants;
 use crate::backend::Backend;
 use crate::catalog::Mode;
 use crate::credentials;
+use crate::filters::Filters;
 use crate::identity::Identity;
 use crate::identity::challenge;
 use crate::identity::facade::Facade;
@@ -88,6 +89,8 @@ pub struct Member {
     pub backend: Arc<dyn Backend>,
     pub credential: Arc<credentials::Source>,
     pub mode: Option<Mode>,
+    /// What may leave of what it says.
+    pub filters: Arc<Filters>,
     /// The era it is to be spoken to in, where that is configured.
     pub era: Option<Era>,
     /// Equal fingerprints mean the same backend, its files and secrets included.

@@ -328,12 +328,13 @@ fn id_span(answer: &[u8], id: &Id) -> Option<(usize, usize)> {
 fn declared(desk: &Desk, kind: ListKind, page: &Page) -> Vec<Arc<Decl>> {
     let backend = desk.backend.name();
     let catalog = desk.backend.catalog();
-    let plain = |kind: Kind, name: &str, effect: Effect| Arc::new(Decl::plain(kind, backend.clone(), name, effect));
+    let plain = |kind: Kind, name: &str| Arc::new(desk.backend.plain(kind, name));
+    let unknown = |name: &str| Arc::new(Decl::plain(Kind::Tool, backend.clone(), name, Effect::Destroy));
     let one = |name: &str| match kind {
         // Not learned means not valid; it is hidden whatever policy says.
-        ListKind::Tools => catalog.tools.get(name).cloned().unwrap_or_else(|| plain(Kind::Tool, name, Effect::Destroy)),
-        ListKind::Prompts => plain(Kind::Prompt, name, Effect::Read),
-        ListKind::Resources | ListKind::Templates => plain(Kind::Resource, name, Effect::Read),
+        ListKind::Tools => catalog.tools.get(name).cloned().unwrap_or_else(|| unknown(name)),
+        ListKind::Prompts => plain(Kind::Prompt, name),
+        ListKind::Resources | ListKind::Templates => plain(Kind::Resource, name),
     };
     page.entries.iter().map(|entry| one(&entry.name)).collect()
 }

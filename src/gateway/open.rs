@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::Facts;
 use super::Head;
 use super::Rejection;
+use super::leave::Tally;
 use crate::audit;
 use crate::audit::Audit;
 use crate::audit::Record;
@@ -39,6 +40,8 @@ pub(super) struct Open {
     audit: Arc<Audit>,
     metrics: Arc<Metrics>,
     closed: bool,
+    /// What the filters found, here and in whatever is done for this request.
+    tally: Arc<Tally>,
     /// Its stream may carry answers to requests that were made elsewhere: is one to come?
     pub(super) owes: Option<Owes>,
     shadows: Shadows,
@@ -81,6 +84,7 @@ impl Open {
             audit: audit.clone(),
             metrics: metrics.clone(),
             closed: false,
+            tally: Arc::new(Tally::new(metrics)),
             owes: None,
             shadows: Shadows::default(),
         }
@@ -105,6 +109,7 @@ impl Open {
             audit: audit.clone(),
             metrics: metrics.clone(),
             closed: false,
+            tally: Arc::new(Tally::new(metrics)),
             owes: None,
             shadows: Shadows::default(),
         }
@@ -120,6 +125,7 @@ impl Open {
             audit: self.audit.clone(),
             metrics: self.metrics.clone(),
             closed: true,
+            tally: self.tally.clone(),
             owes: None,
             shadows: Shadows::default(),
         }
@@ -218,6 +224,7 @@ impl Open {
             audit: self.audit.clone(),
             metrics: self.metrics.clone(),
             closed: true,
+            tally: self.tally.clone(),
             owes: None,
             shadows: Shadows::default(),
         }
@@ -331,6 +338,11 @@ impl Open {
         self.record.reason = Some(reason);
     }
 
+    /// Where the filters count what they find.
+    pub(super) fn tally(&self) -> &Arc<Tally> {
+        &self.tally
+    }
+
     pub(super) fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
@@ -343,6 +355,8 @@ impl Open {
         self.record.outcome = Some(outcome);
         self.record.shadows = self.shadows.ids().iter().cloned().collect();
         self.record.duration_us = micros(self.started);
+        self.record.filtered = self.tally.counts();
+        self.record.confirmation = self.tally.confirmation();
         self.metrics.in_flight.dec();
         self.metrics.observe(&self.record);
         self.audit.record(std::mem::take(&mut self.record));

@@ -205,7 +205,7 @@ async fn declared(
     errand: &Errand,
     may_read: impl Fn(&Decl) -> bool,
 ) -> Result<(Action, Arc<Decl>), Rejection> {
-    let plain = |kind, name: &str| Arc::new(Decl::plain(kind, member.backend.name().clone(), name, Effect::Read));
+    let plain = |kind, name: &str| Arc::new(member.backend.plain(kind, name));
     let name = message.params.name.as_deref().unwrap_or_default();
     let uri = message.params.uri.as_deref().unwrap_or_default();
     Ok(match message.method {
@@ -332,7 +332,7 @@ impl Judged {
     pub(super) fn after(&self, house: &House, principal: &Principal, member: &Member) -> Result<(), Rejection> {
         self.headers.clone().map_err(|kind| Rejection::Message { kind })?;
         for uri in &self.subscriptions {
-            let decl = Decl::plain(Kind::Resource, member.backend.name().clone(), uri, Effect::Read);
+            let decl = member.backend.plain(Kind::Resource, uri);
             if !house.policy.lists(principal, &decl, &self.context) {
                 return Err(Rejection::UnknownResource { uri: uri.clone() });
             }

@@ -92,6 +92,16 @@ pub enum Rejection {
     ArgumentsDenied {
         tool: String,
     },
+    /// A person who was asked said no, or closed the question.
+    ConfirmationDeclined {
+        name: String,
+    },
+    /// A yes that is for something else, too old, used already, or not ours.
+    ConfirmationInvalid,
+    /// The client cannot ask anybody.
+    ConfirmationUnsupported {
+        name: String,
+    },
     InsufficientScope {
         scopes: Vec<String>,
     },
@@ -138,6 +148,12 @@ pub enum Rejection {
     // backend
     AnswerTooLarge {
         backend: Arc<str>,
+    },
+    /// Not too large to be read, but to be passed on: what the operator allows of a result.
+    ResultTooLarge {
+        backend: Arc<str>,
+        cap: &'static str,
+        bytes_max: usize,
     },
     BackendProtocol {
         backend: Arc<str>,
@@ -242,6 +258,19 @@ impl Rejection {
             }
             Rejection::SessionUnknown => facts(404, error::REFUSED, "session_unknown", Downstream, false),
             Rejection::ArgumentsDenied { .. } => facts(200, error::REFUSED, "arguments_denied", Downstream, false),
+            Rejection::ConfirmationDeclined { .. } => {
+                facts(200, error::REFUSED, "confirmation_declined", Downstream, false)
+            }
+            Rejection::ConfirmationInvalid => {
+                facts(200, error::INVALID_PARAMS, "confirmation_invalid", Downstream, false)
+            }
+            // A legacy client said what it can do when it initialized, not with this request.
+            Rejection::ConfirmationUnsupported { .. } if era == Some(Era::Legacy) => {
+                facts(200, error::INVALID_PARAMS, "confirmation_unsupported", Downstream, false)
+            }
+            Rejection::ConfirmationUnsupported { .. } => {
+                facts(400, error::MISSING_CLIENT_CAPABILITY, "confirmation_unsupported", Downstream, false)
+            }
             Rejection::InsufficientScope { .. } => facts(403, error::REFUSED, "insufficient_scope", Downstream, false),
             Rejection::UnknownPrompt { .. } => facts(200, error::INVALID_PARAMS, "unknown_prompt", Downstream, false),
             // SPEC: 2026-07-28 server/resources: -32602; the legacy revisions: -32002.
@@ -260,6 +289,8 @@ impl Rejection {
             Rejection::TooManyConcurrent { .. } => facts(429, error::LIMITED, "too_many_concurrent", Downstream, true),
             Rejection::TooManyStreams { .. } => facts(429, error::LIMITED, "too_many_streams", Downstream, true),
             Rejection::AnswerTooLarge { .. } => facts(502, error::UPSTREAM, "answer_too_large", Upstream, false),
+            // The call was made, and its answer is withheld: an error of the message, not of the way.
+            Rejection::ResultTooLarge { .. } => facts(200, error::UPSTREAM, "result_too_large", Upstream, false),
             Rejection::BackendProtocol { .. } => facts(502, error::UPSTREAM, "backend_protocol", Upstream, false),
             Rejection::BackendTimeout { .. } => facts(504, error::UPSTREAM, "backend_timeout", Upstream, true),
             Rejection::BackendUnavailable { .. } => facts(502, error::UPSTREAM, "backend_unavailable", Upstream, true),
@@ -316,6 +347,15 @@ impl Rejection {
             }
             Rejection::SessionUnknown => "unknown or ended session; initialize again".into(),
             Rejection::ArgumentsDenied { tool } => format!("tool {tool} is not allowed with these arguments"),
+            Rejection::ConfirmationDeclined { name } => {
+                format!("{name} was not carried out: the person who was asked did not allow it")
+            }
+            Rejection::ConfirmationInvalid => {
+                "this confirmation is not for this request, has expired, or was used already; call again to be asked anew".into()
+            }
+            Rejection::ConfirmationUnsupported { name } => format!(
+                "{name} needs a person's confirmation here, and this client cannot ask for it: it declares no elicitation of forms"
+            ),
             Rejection::InsufficientScope { .. } => {
                 "the token does not allow anything on this endpoint; see the WWW-Authenticate header".into()
             }
@@ -330,6 +370,9 @@ impl Rejection {
             | Rejection::TooManyConcurrent { .. }
             | Rejection::TooManyStreams { .. } => limit::words(self),
             Rejection::AnswerTooLarge { backend } => format!("backend {backend} sent an answer over the size limit"),
+            Rejection::ResultTooLarge { backend, cap, bytes_max } => format!(
+                "the call was carried out, but backend {backend} answered with more than {cap} allows here ({bytes_max} bytes); ask for less"
+            ),
             Rejection::BackendProtocol { backend } => {
                 format!("backend {backend} sent an answer that breaks the protocol")
             }
@@ -374,6 +417,9 @@ impl Rejection {
             }
             Rejection::MissingExtension { id } if era != Some(Era::Legacy) => {
                 Some(serde_json::json!({ "requiredCapabilities": { "extensions": { *id: {} } } }))
+            }
+            Rejection::ConfirmationUnsupported { .. } if era != Some(Era::Legacy) => {
+                Some(serde_json::json!({ "requiredCapabilities": { "elicitation": {} } }))
             }
             other if other.limit().is_some() => Some(limit::data(other, other.facts(era).reason)),
             other => {
@@ -457,6 +503,9 @@ impl Rejection {
             Rejection::MissingExtension { id: mcp::meta::TASKS },
             Rejection::SessionUnknown,
             Rejection::ArgumentsDenied { tool: text() },
+            Rejection::ConfirmationDeclined { name: text() },
+            Rejection::ConfirmationInvalid,
+            Rejection::ConfirmationUnsupported { name: text() },
             Rejection::InsufficientScope { scopes: vec![text()] },
             Rejection::UnknownPrompt { name: text() },
             Rejection::UnknownResource { uri: text() },
@@ -478,6 +527,7 @@ impl Rejection {
             Rejection::TooManyConcurrent { limit: "principal-concurrent", max: Some(NonZeroU32::MIN) },
             Rejection::TooManyStreams { limit: "principal-streams", max: Some(NonZeroU32::MIN) },
             Rejection::AnswerTooLarge { backend: backend.clone() },
+            Rejection::ResultTooLarge { backend: backend.clone(), cap: "result_bytes_max", bytes_max: 1 },
             Rejection::BackendProtocol { backend: backend.clone() },
             Rejection::BackendTimeout { backend: backend.clone() },
             Rejection::BackendUnavailable { backend: backend.clone() },

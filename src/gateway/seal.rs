@@ -4,9 +4,13 @@
 //! base64. The key of each text is derived (HKDF-SHA256) from a master key, the text's own random salt and the purpose:
 //! replicas that share a master key for months need not count nonces, and a text of one purpose never opens as another.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 use std::time::Duration;
+use std::time::SystemTime;
 
 use base64::Engine;
 use base64::alphabet;
@@ -26,6 +30,12 @@ pub const KEY_BYTES_MIN: usize = 32;
 /// How long a session lasts unless configured otherwise: a leaked id has an end.
 pub const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Time enough to read a question, too little to forget what it was about.
+const CONFIRM_WITHIN: Duration = Duration::from_secs(2 * 60);
+
+/// Texts that open once and have not expired. One that finds no room is refused: it could be used twice.
+const USED_MAX: usize = 100_000;
+
 /// Longer texts are not ours.
 const SEALED_BYTES_MAX: usize = 64 * 1024;
 
@@ -41,11 +51,13 @@ pub struct Sessions {
     /// The first seals, all open. None: a random one that ends with the process.
     pub keys: Vec<Key>,
     pub lifetime: Duration,
+    /// How long a person has to say yes to a call.
+    pub confirm_within: Duration,
 }
 
 impl Default for Sessions {
     fn default() -> Self {
-        Sessions { keys: Vec::new(), lifetime: LIFETIME }
+        Sessions { keys: Vec::new(), lifetime: LIFETIME, confirm_within: CONFIRM_WITHIN }
     }
 }
 
@@ -154,7 +166,10 @@ pub struct Sealer {
     /// Drawn by this process, known to no other.
     own: bool,
     lifetime: Duration,
+    confirm_within: Duration,
     random: SystemRandom,
+    /// Names that were used up by this process, until they expire. Other replicas have their own.
+    used: Arc<Mutex<HashMap<String, SystemTime>>>,
 }
 
 impl Sealer {
@@ -164,7 +179,14 @@ impl Sealer {
     /// When the system has no randomness.
     pub fn new() -> Result<Sealer, ring::error::Unspecified> {
         let random = SystemRandom::new();
-        Ok(Sealer { keys: vec![Key::random(&random)?], own: true, lifetime: LIFETIME, random })
+        Ok(Sealer {
+            keys: vec![Key::random(&random)?],
+            own: true,
+            lifetime: LIFETIME,
+            confirm_within: CONFIRM_WITHIN,
+            random,
+            used: Arc::default(),
+        })
     }
 
     /// With the configured keys; without any, with the random one that the configuration before had, or a fresh one.
@@ -177,7 +199,9 @@ impl Sealer {
             Some(before) => (before.keys.clone(), true),
             None => (Sealer::new()?.keys, true),
         };
-        Ok(Sealer { keys, own, lifetime: sessions.lifetime, random: SystemRandom::new() })
+        let used = before.map(|before| before.used.clone()).unwrap_or_default();
+        let (lifetime, confirm_within) = (sessions.lifetime, sessions.confirm_within);
+        Ok(Sealer { keys, own, lifetime, confirm_within, random: SystemRandom::new(), used })
     }
 
     /// The one before where nothing changed, so that houses can tell.
@@ -186,13 +210,35 @@ impl Sealer {
     /// As [`Sealer::configured`].
     pub fn kept(sessions: &Sessions, before: Option<&Arc<Sealer>>) -> Result<Arc<Sealer>, ring::error::Unspecified> {
         let new = Sealer::configured(sessions, before.map(AsRef::as_ref))?;
-        let same =
-            before.filter(|before| before.keys == new.keys && before.lifetime == new.lifetime && before.own == new.own);
+        let same = before.filter(|before| {
+            let spans = |sealer: &Sealer| (sealer.lifetime, sealer.confirm_within);
+            before.keys == new.keys && spans(before) == spans(&new) && before.own == new.own
+        });
         Ok(same.cloned().unwrap_or_else(|| Arc::new(new)))
     }
 
     pub(super) fn lifetime(&self) -> Duration {
         self.lifetime
+    }
+
+    pub(super) fn confirm_within(&self) -> Duration {
+        self.confirm_within
+    }
+
+    /// A name that nobody can guess, and that nothing else has.
+    pub(super) fn draw(&self) -> Option<String> {
+        let mut name = [0u8; SALT_BYTES];
+        self.random.fill(&mut name).ok()?;
+        Some(URL_SAFE_NO_PAD.encode(name))
+    }
+
+    /// True the first time that this process sees the name, before it expires.
+    pub(super) fn once(&self, name: &str, expires: SystemTime, now: SystemTime) -> bool {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        if used.len() >= USED_MAX {
+            used.retain(|_, expires| *expires > now);
+        }
+        now < expires && used.len() < USED_MAX && used.insert(name.to_owned(), expires).is_none()
     }
 
     /// Text that opens only for this purpose and with the same `associated` bytes, under one of our keys. `None` when it
@@ -271,6 +317,19 @@ mod tests {
     fn sealer(keys: &[&str]) -> Sealer {
         let keys = keys.iter().map(|text| Key::parse(text).expect("a key")).collect();
         Sealer::configured(&Sessions { keys, ..Sessions::default() }, None).expect("randomness")
+    }
+
+    #[test]
+    fn what_opens_once_is_refused_the_second_time_and_when_it_has_expired() {
+        let sealer = Sealer::new().expect("randomness");
+        let now = SystemTime::now();
+        let later = now + Duration::from_secs(60);
+        assert!(sealer.once("a", later, now) && !sealer.once("a", later, now));
+        assert!(!sealer.once("b", now, now), "expired");
+        let renewed = Sealer::configured(&Sessions::default(), Some(&sealer)).expect("randomness");
+        assert!(!renewed.once("a", later, now), "a reload forgets nothing");
+        let drawn = [sealer.draw(), sealer.draw()];
+        assert!(drawn[0].is_some() && drawn[0] != drawn[1]);
     }
 
     #[test]

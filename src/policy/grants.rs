@@ -133,7 +133,8 @@ fn use_policy(id: &str, whom: &Whom, grant: &Grant, globs: &[Glob]) -> String {
     effects.sort_unstable();
     effects.dedup();
     let effects: Vec<String> = effects.into_iter().map(|effect| format!("\"{}\"", effect.as_str())).collect();
-    let mut text = opening(id, whom, &format!("action in [{}]", actions.join(", ")));
+    let mut text = if grant.confirm { format!("@{}(\"\")\n", super::CONFIRM) } else { String::new() };
+    text.push_str(&opening(id, whom, &format!("action in [{}]", actions.join(", "))));
     condition(&mut text, &format!("[{}].contains(resource.effect)", effects.join(", ")));
     if !globs.is_empty() {
         let tools: Vec<String> = globs

@@ -172,6 +172,12 @@ impl<'a> Loaded<'a> {
                     format!("`{id}`: `@shadow` can only be \"true\"; leave it out to put the policy in force"),
                 );
             }
+            if policy.annotation(super::CONFIRM).is_some() && policy.effect() == cedar_policy::Effect::Forbid {
+                let what = format!(
+                    "`{id}`: `@confirm` is for `permit`: what is forbidden stays so, whatever a person says"
+                );
+                complain(errors, what);
+            }
             if id.starts_with(grants::PREFIX) {
                 complain(errors, format!("`{id}`: ids that begin with `{}` belong to grants", grants::PREFIX));
             }

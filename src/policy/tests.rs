@@ -1,6 +1,7 @@
 //! Tests of the judgement; this file holds what they share and the cases of `authorize` and `lists`.
 
 mod arguments;
+mod confirm;
 mod effects;
 mod examples;
 mod groups;

@@ -50,6 +50,8 @@ pub struct Metrics {
     limited: IntCounterVec,
     tool_calls: IntCounterVec,
     shadows: IntCounterVec,
+    filtered: IntCounterVec,
+    confirmations: IntCounterVec,
     /// Raised when a request is admitted, lowered when its record is closed.
     pub in_flight: IntGauge,
     /// Raised when a stream to a client starts, lowered when it ends.
@@ -99,6 +101,8 @@ impl Metrics {
             limited: counters(&registry, names::LIMITED),
             tool_calls: counters(&registry, names::TOOL_CALLS),
             shadows: counters(&registry, names::SHADOWS),
+            confirmations: counters(&registry, names::CONFIRMATIONS),
+            filtered: counters(&registry, names::FILTERED),
             in_flight: register(&registry, IntGauge::with_opts(opts(names::IN_FLIGHT))),
             open_streams: register(&registry, IntGauge::with_opts(opts(names::OPEN_STREAMS))),
             connections: register(&registry, IntGauge::with_opts(opts(names::CONNECTIONS))),
@@ -156,6 +160,18 @@ impl Metrics {
         // Ids are those of the configured policies, and few of them are in shadow mode.
         for policy in &record.shadows {
             count(&self.shadows, &[policy, record.decision.unwrap_or(NONE)]);
+        }
+    }
+
+    /// Whether a person allows a call was asked, or answered.
+    pub fn confirmation(&self, backend: &str, outcome: &'static str) {
+        count(&self.confirmations, &[backend, outcome]);
+    }
+
+    /// A filter found something in what a backend said. The kinds are ours and the operator's.
+    pub fn filtered(&self, backend: &str, kind: &str, times: u64) {
+        if let Ok(counter) = self.filtered.get_metric_with_label_values(&[backend, kind]) {
+            counter.inc_by(times);
         }
     }
 
@@ -375,6 +391,8 @@ mod tests {
             shadows: ["grant-1".to_owned()].into(),
             ..Record::default()
         });
+        metrics.filtered("vault", "jwt", 2);
+        metrics.confirmation("vault", "asked");
         metrics.listeners(1, 2, 3);
         metrics.backend("vault", true, 7);
         metrics.api_keys(&[api_key::Use { name: "ci".into(), print: "2f1c07be".into(), at: 9 }]);
@@ -418,6 +436,7 @@ mod tests {
             r#"wardgate_tool_calls_total{backend="vault",decision="refused",effect="read"} 1"#,
             r#"wardgate_tenant_requests_total{outcome="refused",tenant="contoso"} 1"#,
             r#"wardgate_tenants{state="in_force"} 2"#,
+            r#"wardgate_filtered_total{backend="vault",kind="jwt"} 2"#,
             "wardgate_connections 1",
             "wardgate_connections_refused_total 2",
             "wardgate_tls_handshakes_failed_total 3",

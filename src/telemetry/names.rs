@@ -67,6 +67,16 @@ pub const SHADOWS: Metric = counter(
     &["policy", "decision"],
     "Requests whose answer a policy in shadow mode would have changed, by policy and by the decision that was in force.",
 );
+pub const FILTERED: Metric = counter(
+    "wardgate_filtered_total",
+    &["backend", "kind"],
+    "What filters took out of answers, by kind: secrets by theirs, hidden_text, truncated.",
+);
+pub const CONFIRMATIONS: Metric = counter(
+    "wardgate_confirmations_total",
+    &["backend", "outcome"],
+    "Calls that need a person's yes: asked, confirmed, declined, cancelled, invalid or unsupported.",
+);
 pub const IN_FLIGHT: Metric =
     gauge("wardgate_in_flight_requests", &[], "Requests admitted and not yet closed, streams included.");
 pub const OPEN_STREAMS: Metric = gauge("wardgate_open_streams", &[], "Event streams open to clients.");
@@ -142,6 +152,8 @@ pub const ALL: &[Metric] = &[
     LIMITED,
     TOOL_CALLS,
     SHADOWS,
+    FILTERED,
+    CONFIRMATIONS,
     IN_FLIGHT,
     OPEN_STREAMS,
     CONNECTIONS,

@@ -1,6 +1,8 @@
 //! The one integration binary: a real gateway on real sockets, with real upstreams, clients and referees.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "test code")]
 
+/// Calls that a person is asked about first.
+mod confirm;
 /// Legacy clients in front of modern upstreams.
 mod door;
 /// An identity provider in the shape of Entra.
@@ -14,6 +16,8 @@ mod harness;
 /// What is hidden, missing or out of date.
 mod hidden;
 
+/// What may leave of what an upstream says.
+mod leaving;
 /// Real MCP servers, official SDK clients, the official conformance suite.
 mod live;
 /// Logging in at a real OpenID provider: SDK clients, the facade, `wardgate login` and `whoami`.
@@ -55,3 +59,5 @@ mod tasks;
 mod tenants;
 /// Runs `tests/cases/threats/*.yaml`.
 mod threats;
+/// HashiCorp Vault as a built-in backend, against a real OpenBao.
+mod vault;

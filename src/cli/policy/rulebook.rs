@@ -4,12 +4,13 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::backend::builtin;
 use crate::backend::remote;
 use crate::catalog::Decl;
 use crate::catalog::Effect;
+use crate::catalog::Effects;
 use crate::catalog::Hints;
 use crate::catalog::Mode;
-use crate::catalog::pins::Pinning;
 use crate::config;
 use crate::policy;
 use crate::policy::Known;
@@ -22,8 +23,37 @@ pub(super) struct Rulebook {
     pub(super) policy: Policy,
     /// The gateway-wide ceiling.
     mode: Mode,
-    backends: Vec<remote::Config>,
+    backends: Vec<Backend>,
     routes: Vec<Arc<Route>>,
+}
+
+/// What the configuration says of a backend.
+pub(super) struct Backend {
+    pub(super) name: Arc<str>,
+    mode: Option<Mode>,
+    pub(super) tools: Tools,
+}
+
+pub(super) enum Tools {
+    /// It has these and no others: they are pinned, or built in.
+    Declared(Vec<Arc<Decl>>),
+    /// What it has, it says itself.
+    Ruled(Effects),
+}
+
+impl Backend {
+    fn remote(config: &remote::Config) -> Backend {
+        let tools = match &config.pins {
+            Some(pinning) => Tools::Declared(pinning.pins.declarations().to_vec()),
+            None => Tools::Ruled(config.effects.clone()),
+        };
+        Backend { name: config.name.clone(), mode: config.mode, tools }
+    }
+
+    fn built_in(config: &builtin::Config) -> Backend {
+        let tools = Tools::Declared(builtin::declarations(config));
+        Backend { name: config.name.clone(), mode: config.mode, tools }
+    }
 }
 
 impl Rulebook {
@@ -49,11 +79,12 @@ impl Rulebook {
 
     pub(super) fn of_config(loaded: &config::Loaded) -> Result<Rulebook, String> {
         let config = &loaded.config;
+        let remote = config.backends.iter().map(Backend::remote);
         let sources = config.policy.sources.iter().map(|(name, text)| (tidy(name), text.clone())).collect();
         Ok(Rulebook {
             policy: build(&policy::Config { sources, ..config.policy.clone() }, &crate::app::known(config))?,
             mode: config.policy.mode,
-            backends: config.backends.clone(),
+            backends: remote.chain(config.built_in.iter().map(Backend::built_in)).collect(),
             routes: config.routes.routes.clone(),
         })
     }
@@ -71,19 +102,21 @@ impl Rulebook {
         Ok(Rulebook { policy, mode, backends: Vec::new(), routes: Vec::new() })
     }
 
-    pub(super) fn backends(&self) -> impl Iterator<Item = &remote::Config> {
+    pub(super) fn backends(&self) -> impl Iterator<Item = &Backend> {
         self.backends.iter()
     }
 
-    pub(super) fn backend(&self, name: &str) -> Option<&remote::Config> {
+    pub(super) fn backend(&self, name: &str) -> Option<&Backend> {
         self.backends.iter().find(|backend| *backend.name == *name)
     }
 
     /// The effect that the configuration gives a tool, hints of its server aside: these can raise it.
     pub(super) fn effect(&self, backend: &str, tool: &str) -> Option<Effect> {
-        self.backend(backend).map(|backend| match backend.pins.as_ref() {
-            Some(pinning) => pinned(pinning, tool).map_or(Effect::Destroy, |decl| decl.effect),
-            None => backend.effects.classify(tool, Hints::default()),
+        self.backend(backend).map(|backend| match &backend.tools {
+            Tools::Declared(decls) => {
+                decls.iter().find(|decl| *decl.name == *tool).map_or(Effect::Destroy, |decl| decl.effect)
+            }
+            Tools::Ruled(effects) => effects.classify(tool, Hints::default()),
         })
     }
 
@@ -120,10 +153,6 @@ impl Rulebook {
         let text = self.policy.origin(id).map(|origin| origin.text.as_str()).unwrap_or_default();
         text.lines().map(|line| format!("{indent}{line}\n")).collect()
     }
-}
-
-fn pinned<'p>(pinning: &'p Pinning, tool: &str) -> Option<&'p Arc<Decl>> {
-    pinning.pins.declarations().iter().find(|decl| *decl.name == *tool)
 }
 
 fn build(config: &policy::Config, known: &Known) -> Result<Policy, String> {

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use super::cases;
 use super::cases::Cases;
 use super::rulebook::Rulebook;
+use super::rulebook::Tools;
 use crate::catalog::Decl;
 use crate::catalog::Effect;
 use crate::catalog::Kind;
@@ -134,13 +135,16 @@ impl Things {
     pub(super) fn of(&mut self, rules: &Rulebook) {
         for backend in rules.backends() {
             self.named.insert((backend.name.to_string(), false, String::new()), None);
-            if let Some(pinning) = &backend.pins {
-                for decl in pinning.pins.declarations() {
-                    self.named.entry((backend.name.to_string(), true, decl.name.to_string())).or_default();
+            let effects = match &backend.tools {
+                Tools::Ruled(effects) => effects,
+                Tools::Declared(decls) => {
+                    for decl in decls {
+                        self.named.entry((backend.name.to_string(), true, decl.name.to_string())).or_default();
+                    }
+                    continue;
                 }
-                continue;
-            }
-            for rule in &backend.effects.rules {
+            };
+            for rule in &effects.rules {
                 let pattern = rule.tools.glob().glob();
                 match names(pattern) {
                     Some(names) => {

@@ -1,4 +1,4 @@
-//! `wardgate tools list`: what is in a pin file.
+//! `wardgate tools list`: what is in a pin file, or what is built in.
 
 use clap::Args;
 use clap::ValueEnum;
@@ -6,14 +6,22 @@ use serde_json::json;
 
 use super::Place;
 use super::finish;
+use crate::backend::builtin::page;
 use crate::catalog::pin::PinFile;
 use crate::catalog::pin::hex;
+use crate::cli::ConfigFile;
 use crate::cli::print;
 
 #[derive(Args)]
 pub(super) struct List {
+    /// The backend, by its name in the configuration.
+    #[arg(required_unless_present = "builtin")]
+    backend: Option<String>,
     #[command(flatten)]
-    place: Place,
+    config: ConfigFile,
+    /// Every tool of every built-in backend in place of a pin file's: what each is called, what it does and what it takes.
+    #[arg(long, conflicts_with = "backend")]
+    builtin: bool,
     /// How it is printed.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -27,7 +35,14 @@ enum Format {
 
 impl List {
     pub(super) fn run(self) -> u8 {
-        finish(self.place.find().and_then(|pinned| pinned.must_be_known()).map(|pins| {
+        let Some(backend) = self.backend else {
+            return match self.format {
+                Format::Json => print(&format!("{:#}", page::json())),
+                Format::Text => print(page::text().trim_end()),
+            };
+        };
+        let place = Place { backend, config: self.config };
+        finish(place.find().and_then(|pinned| pinned.must_be_known()).map(|pins| {
             print(&match self.format {
                 Format::Json => as_json(&pins),
                 Format::Text => as_text(&pins),

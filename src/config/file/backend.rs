@@ -15,12 +15,15 @@ use serde::de;
 use crate::catalog::Effect;
 use crate::catalog::Mode;
 use crate::config::file::Credential;
+use crate::config::file::Vault;
 use crate::config::scalar::OptionalSpan;
 use crate::config::scalar::Size;
 use crate::config::scalar::Span;
 use crate::config::scalar::Variable;
+use crate::filters::Hidden;
+use crate::filters::Oversize;
 
-/// One MCP server. Exactly one of `http`, `sse` and `stdio`.
+/// One MCP server. Exactly one of `http`, `sse`, `stdio` and `vault`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct Backend {
@@ -30,6 +33,8 @@ pub(in crate::config) struct Backend {
     pub sse: Option<Sse>,
     /// A server that is a program and speaks over its standard input and output.
     pub stdio: Option<Stdio>,
+    /// No other server: tools of the gateway itself for HashiCorp Vault or OpenBao.
+    pub vault: Option<Vault>,
     /// The protocol era it speaks. Default: `auto`.
     pub era: Option<Era>,
     /// What its tools do; the first rule that matches holds. A tool without a rule counts as `destroy`.
@@ -55,9 +60,65 @@ pub(in crate::config) struct Backend {
     pub event_bytes_max: Option<Size>,
     /// How long its list of tools is taken as the truth before it is asked again. Default: `1m`.
     pub catalog_ttl: Option<Span>,
+    /// What may leave of what it says. Default: its declarations without hidden text, everything else as it is.
+    pub filters: Option<Filters>,
     /// Leave it alone for a while when it does not answer; `false` or `off` for never. For `http` and `sse`: a program
     /// that ends has pauses of its own.
     pub breaker: Option<MaybeBreaker>,
+}
+
+/// What may leave of what a server says: secrets, hidden text, sizes.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct Filters {
+    /// Secrets that are replaced by `[redacted:KIND]` wherever a text of this server has them. Not for a server that is asked
+    /// for secrets. Default: none.
+    pub redact: Option<Vec<Redact>>,
+    /// Secrets of your own, by a name of your choice: regular expressions of the Rust crate `regex`, matched in linear time.
+    pub patterns: Option<BTreeMap<String, String>>,
+    /// Text that a model reads and a person does not see (invisible, reordering and terminal control characters), in
+    /// descriptions, titles, schemas, instructions and questions to the user. Default: `strip`.
+    pub hidden_text: Option<Hidden>,
+    /// The same in results, errors, logs and progress. Default: `allow`.
+    pub hidden_text_results: Option<Hidden>,
+    /// Size of one result as it leaves; a larger one is withheld, and the caller is told the cap. Default: no cap but
+    /// `answer_bytes_max` of the backend, up to which it is read.
+    pub result_bytes_max: Option<Size>,
+    /// Size of one content block or resource in a result. Default: no cap.
+    pub item_bytes_max: Option<Size>,
+    /// What becomes of an item over `item_bytes_max`: `refuse` withholds the result, `truncate` cuts text blocks and says so
+    /// in them. Default: `refuse`.
+    pub oversize: Option<Oversize>,
+}
+
+/// A kind of secret, or all that are known.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::config) enum Redact {
+    /// All that follow.
+    All,
+    /// AWS access key ids; secret access keys and session tokens where they are named.
+    Aws,
+    /// Azure storage and Service Bus keys, signatures of SAS URLs, Entra client secrets.
+    Azure,
+    /// Payment card numbers: known beginnings, right length, right check digit.
+    Card,
+    /// Passwords in URLs: `postgres://user:password@host`.
+    ConnectionString,
+    /// GitHub tokens.
+    Github,
+    /// Google API keys, access and refresh tokens, client secrets.
+    Google,
+    /// JSON Web Tokens.
+    Jwt,
+    /// `password=…` in a text, and members of that name.
+    Password,
+    /// PEM blocks of private keys. Certificates pass.
+    PrivateKey,
+    /// Slack tokens and webhooks.
+    Slack,
+    /// HashiCorp Vault tokens.
+    Vault,
 }
 
 /// When to leave a server alone that does not answer. Failures are connections that cannot be made, status 500 and

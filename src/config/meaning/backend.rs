@@ -11,6 +11,7 @@ use url::Url;
 use super::credential::credential;
 use super::is_loopback;
 use crate::backend::breaker;
+use crate::backend::builtin;
 use crate::backend::remote::ClientTls;
 use crate::backend::remote::Config;
 use crate::backend::remote::Endpoint;
@@ -22,6 +23,7 @@ use crate::backend::remote::Sse;
 use crate::backend::remote::Stdio;
 use crate::backend::remote::Transport;
 use crate::catalog::Effects;
+use crate::catalog::Mode;
 use crate::catalog::Rule;
 use crate::catalog::When;
 use crate::catalog::pin;
@@ -68,24 +70,76 @@ const HEALTH_COUNT_MAX: u32 = 1000;
 
 const NAME_BYTES_MAX: usize = 64;
 
+/// MCP servers elsewhere, and those that are built in. `mode`: the gateway's ceiling.
 pub(super) fn backends(
     book: &mut Book<'_>,
     root: &Key,
     backends: Option<BTreeMap<String, file::Backend>>,
-) -> Vec<Config> {
+    mode: Mode,
+) -> (Vec<Config>, Vec<builtin::Config>) {
     let key = root.at("backends");
     let backends = backends.unwrap_or_default();
     if backends.is_empty() && (!book.is_part() || book.has(&key)) {
         book.missing(&key, "there is no MCP server behind the gateway; for example `backends: { files: { http: { url: \"http://127.0.0.1:3001/mcp\" } } }`");
     }
-    backends.into_iter().filter_map(|(name, written)| backend(book, &key.at(&name), name, written)).collect()
+    let (mut remote, mut built_in) = (Vec::new(), Vec::new());
+    for (name, mut written) in backends {
+        let key = key.at(&name);
+        check_name(book, &key, &name);
+        match written.vault.take() {
+            Some(vault) => built_in.extend(with_vault(book, &key, name, (vault, written), mode)),
+            None => remote.extend(backend(book, &key, name, written)),
+        }
+    }
+    (remote, built_in)
 }
 
-fn backend(book: &mut Book<'_>, key: &Key, name: String, written: file::Backend) -> Option<Config> {
+fn check_name(book: &mut Book<'_>, key: &Key, name: &str) {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(plain) {
         book.error(key, format!("a backend's name has 1 to {NAME_BYTES_MAX} letters, digits, `-` and `_`"));
     }
+}
+
+/// Built in: what belongs to servers elsewhere is a mistake.
+fn with_vault(
+    book: &mut Book<'_>,
+    key: &Key,
+    name: String,
+    (vault, written): (file::Vault, file::Backend),
+    mode: Mode,
+) -> Option<builtin::Config> {
+    if written.http.is_some() || written.sse.is_some() || written.stdio.is_some() {
+        book.error(key, "`http`, `sse`, `stdio` and `vault` exclude each other");
+    }
+    for (name, there) in [
+        ("era", written.era.is_some()),
+        ("effects", written.effects.is_some()),
+        ("pins", written.pins.is_some()),
+        ("trust_annotations", written.trust_annotations.is_some()),
+        ("read_timeout", written.read_timeout.is_some()),
+        ("event_bytes_max", written.event_bytes_max.is_some()),
+        ("catalog_ttl", written.catalog_ttl.is_some()),
+        ("breaker", written.breaker.is_some()),
+    ] {
+        if there {
+            book.error(&key.at(name), "is for MCP servers elsewhere: a built-in one knows its tools");
+        }
+    }
+    if written.credential.is_some() {
+        book.error(&key.at("credential"), "is for MCP servers elsewhere: give `vault.login`");
+    }
+    let common = super::vault::Common {
+        name,
+        mode: written.mode,
+        ceiling: written.mode.map_or(mode, |own| own.min(mode)),
+        connect_timeout: written.connect_timeout,
+        answer_bytes_max: written.answer_bytes_max,
+    };
+    super::vault::vault(book, key, vault, common)
+}
+
+fn backend(book: &mut Book<'_>, key: &Key, name: String, written: file::Backend) -> Option<Config> {
     let stdio_only = written.stdio.is_some() && written.http.is_none() && written.sse.is_none();
     if stdio_only && written.credential.is_some() {
         book.error(
@@ -181,7 +235,7 @@ fn transport(
         (None, None, None) => {
             book.missing(
                 key,
-                "does not say where the server is: give `http: { url: … }`, `sse: { url: … }` or `stdio: { command: […] }`",
+                "does not say where the server is: give `http: { url: … }`, `sse: { url: … }`, `stdio: { command: […] }` or `vault: { address: … }`",
             );
             None
         }
@@ -343,7 +397,7 @@ fn breaker(book: &mut Book<'_>, key: &Key, written: Option<file::MaybeBreaker>) 
     })
 }
 
-fn client_tls(
+pub(super) fn client_tls(
     book: &mut Book<'_>,
     key: &Key,
     ca: Option<String>,

@@ -75,6 +75,7 @@ fn grant(book: &mut Book<'_>, key: &Key, written: file::Grant) -> Option<Grant> 
         allow,
         tools,
         shadow: written.shadow.unwrap_or_default(),
+        confirm: written.confirm.unwrap_or(false),
     })
 }
 

@@ -13,11 +13,18 @@ const KEYS_MAX: usize = 16;
 
 const LIFETIME_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
+/// A question that nobody answered in this time is forgotten.
+const CONFIRM_WITHIN_MAX: Duration = Duration::from_secs(60 * 60);
+
 pub(super) fn sessions(book: &mut Book<'_>, key: &Key, written: file::Sessions) -> Sessions {
     let default = Sessions::default();
     let lifetime = book.span(key, "lifetime", written.lifetime, default.lifetime);
     if lifetime > LIFETIME_MAX {
         book.error(&key.at("lifetime"), "must be at most 30d");
+    }
+    let confirm_within = book.span(key, "confirm_within", written.confirm_within, default.confirm_within);
+    if confirm_within > CONFIRM_WITHIN_MAX {
+        book.error(&key.at("confirm_within"), "must be at most 1h");
     }
     let references = written.keys.unwrap_or_default();
     let key = key.at("keys");
@@ -38,5 +45,5 @@ pub(super) fn sessions(book: &mut Book<'_>, key: &Key, written: file::Sessions) 
             Err(error) => book.error(&key, error.to_string()),
         }
     }
-    Sessions { keys, lifetime }
+    Sessions { keys, lifetime, confirm_within }
 }

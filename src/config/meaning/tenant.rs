@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::backend;
 use super::credential;
 use super::edge;
+use super::filters;
 use super::identity;
 use super::limits;
 use super::policy;
@@ -158,7 +159,7 @@ fn tenant(
     written: file::Tenant,
     gateway: &Config,
 ) -> Tenant {
-    let theirs: Vec<Arc<str>> = gateway.backends.iter().map(|backend| backend.name.clone()).collect();
+    let theirs: Vec<Arc<str>> = gateway.backend_names().cloned().collect();
     book.begin_tenant(key, &theirs);
     let own_identity = written.identity.is_some();
     let mut rule = rule(book, key, &written, gateway);
@@ -171,13 +172,16 @@ fn tenant(
         let message = "has no `identity`, and neither has the gateway: nobody could call";
         book.missing(&key.at("identity"), message);
     }
-    let backends = match written.backends {
-        Some(backends) => backend::backends(book, key, Some(backends)),
-        None => Vec::new(),
+    let own: Vec<Arc<str>> = written.backends.iter().flatten().map(|(name, _)| name.as_str().into()).collect();
+    let mut backends = written.backends;
+    let filters = filters::filters(book, key, backends.as_mut());
+    let mode = written.mode.map_or(gateway.policy.mode, |own| own.min(gateway.policy.mode));
+    let (backends, built_in) = match backends {
+        Some(backends) => backend::backends(book, key, Some(backends), mode),
+        None => Default::default(),
     };
     credential::check_forwarded(book, key, &backends, verified);
     credential::check_tenants(book, key, &backends, verified);
-    let own: Vec<Arc<str>> = backends.iter().map(|backend| backend.name.clone()).collect();
     let known: Vec<Arc<str>> = own.iter().chain(theirs.iter().filter(|name| !own.contains(name))).cloned().collect();
     let routes = written.routes.map(|routes| route::routes(book, key, Some(routes), &known, &own));
     if routes.is_none() && gateway.routes.routes.is_empty() {
@@ -201,6 +205,8 @@ fn tenant(
         policy: stated.then_some(judged),
         limits,
         backends,
+        built_in,
+        filters,
         routes,
     }
 }

@@ -84,6 +84,8 @@ fn grant(grant: &Grant, place: &Place) -> (&'static str, Shown) {
                 ("scope", scopes(scope.as_deref())),
             ]),
         ),
+        // Shown with the backend that it is for.
+        Grant::Vault(_) => ("vault", Shown::Nothing),
         Grant::Managed { identity, scope } => {
             ("managed_identity", map([("client_id", maybe(identity.client_id.as_ref(), text)), ("scope", text(scope))]))
         }

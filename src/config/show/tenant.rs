@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Shown;
-use super::backend;
+use super::backends;
 use super::grant;
 use super::holder;
 use super::identity;
@@ -29,7 +29,8 @@ fn tenant(tenant: &Tenant) -> Shown {
     let rule = &tenant.rule;
     let own = tenant.identity.as_ref().map(|own| identity(&identity::Config { proxy: None, ..own.clone() }));
     let policy = tenant.policy.as_ref();
-    let backends = tenant.backends.iter().map(|one| (one.name.to_string(), backend(one))).collect::<Vec<_>>();
+    let has_none = tenant.backends.is_empty() && tenant.built_in.is_empty();
+    let backends = || backends(&tenant.backends, &tenant.built_in, &tenant.filters);
     let hosts: Vec<_> = rule.hosts.iter().collect();
     let claims: Vec<_> = rule.claims.iter().collect();
     map([
@@ -42,7 +43,7 @@ fn tenant(tenant: &Tenant) -> Shown {
         ("grants", maybe(policy, |policy| list(&policy.grants, grant))),
         ("policies", maybe(policy, |policy| unless_empty(&policy.sources, |(name, _)| text(name)))),
         ("limits", maybe(tenant.limits.as_ref(), limits)),
-        ("backends", if backends.is_empty() { Shown::Nothing } else { Shown::Map(backends) }),
+        ("backends", if has_none { Shown::Nothing } else { backends() }),
         ("routes", maybe(tenant.routes.as_ref(), |routes| list(&routes.routes, |one| route(one)))),
     ])
 }
