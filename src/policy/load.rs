@@ -173,9 +173,8 @@ impl<'a> Loaded<'a> {
                 );
             }
             if policy.annotation(super::CONFIRM).is_some() && policy.effect() == cedar_policy::Effect::Forbid {
-                let what = format!(
-                    "`{id}`: `@confirm` is for `permit`: what is forbidden stays so, whatever a person says"
-                );
+                let what =
+                    format!("`{id}`: `@confirm` is for `permit`: what is forbidden stays so, whatever a person says");
                 complain(errors, what);
             }
             if id.starts_with(grants::PREFIX) {

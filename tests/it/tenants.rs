@@ -111,7 +111,7 @@ async fn a_token_of_one_tenant_is_nothing_in_another_in_the_words_for_a_stranger
     let record = rig.record(|record| record["route"] == "/t/fabrikam/mcp" && record["status"] == 200).await;
     assert_eq!(record["tenant"], "fabrikam");
     let metrics = client().get(format!("{}/metrics", rig.admin)).send().await.unwrap().text().await.unwrap();
-    assert!(metrics.contains(r#"wardgate_tenant_requests_total{outcome="answered",tenant="nomad"} 1"#), "{metrics}");
+    assert!(metrics.contains(r#"wardgate_tenant_requests_total{outcome="streamed",tenant="nomad"} 1"#), "{metrics}");
     assert!(!metrics.contains("somebody"), "a label from a token");
 }
 
@@ -185,7 +185,9 @@ async fn a_reload_adds_and_removes_a_tenant_while_the_stream_of_another_goes_on(
     assert_eq!(ask(&rig.base, "/t/adatum/mcp", &new, "tools/list", json!({})).await.status, 200);
     // The other one has noticed nothing: its stream is open and its session goes on.
     let mut kept = kept;
-    assert!(tokio::time::timeout(Duration::from_millis(300), kept.chunk()).await.is_err(), "the stream has ended");
+    while let Ok(chunk) = tokio::time::timeout(Duration::from_millis(300), kept.chunk()).await {
+        assert!(matches!(chunk, Ok(Some(_))), "the stream has ended");
+    }
     let answer = legacy(&rig.base, "/t/contoso/mcp", &ann, Some(&session), "tools/list", json!({})).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
 }
@@ -239,7 +241,7 @@ async fn a_bad_tenant_file_keeps_its_old_version_or_is_absent_and_stops_no_other
     assert!(problem.contains("contoso.yaml:1:") && problem.contains("grants"), "{problem}");
     // `check` says all of it.
     let said = wardgate::app::try_rooms(&config::load(&path, options()).unwrap()).unwrap_err();
-    for word in ["broken.yaml", "contoso.yaml", "did you mean `mode`?"] {
+    for word in ["broken.yaml", "contoso.yaml", "mood: unknown key"] {
         assert!(said.contains(word), "{word}: {said}");
     }
 
