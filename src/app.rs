@@ -86,6 +86,17 @@ impl App {
         let (house, standing) = build::house(config, None, &Standing::default()).await.map_err(Error::Rooms)?;
         build::warm_new(None, &house);
         report(&house, None);
+        // Without what it was before, nobody can tell whose its callers are: they would be the gateway's own.
+        let absent: Vec<String> = house
+            .tenants
+            .troubles()
+            .iter()
+            .filter(|trouble| !trouble.kept)
+            .flat_map(|trouble| trouble.problems.iter().map(|what| format!("tenant `{}`: {what}", trouble.name)))
+            .collect();
+        if !absent.is_empty() {
+            return Err(Error::Rooms(absent));
+        }
         let gateway = Arc::new(Gateway::new(house, audit.clone(), metrics.clone()));
         let (shutdown, stopping) = watch::channel(false);
         let admin = Arc::new(admin::Desk::new(

@@ -95,6 +95,8 @@ pub struct Principal {
     name: Arc<str>,
     /// The configured tenant it is in. `claims.tenant` is only what the credential says.
     home: Option<Arc<str>>,
+    /// What the credential says of its tenant is said by somebody who may speak for that tenant.
+    vouched: bool,
 }
 
 /// The caller's own token, sealed: it can be opened only by the room that can name the type of what is inside, and that
@@ -124,7 +126,15 @@ impl Principal {
         let key = format!("{}|{}|{}", claims.issuer, claims.tenant.as_deref().unwrap_or(""), claims.subject);
         let authority = authority(&claims);
         let key: Arc<str> = key.into();
-        Principal { claims: Arc::new(claims), name: key.clone(), key, authority, assertion: None, home: None }
+        Principal {
+            claims: Arc::new(claims),
+            name: key.clone(),
+            key,
+            authority,
+            assertion: None,
+            home: None,
+            vouched: true,
+        }
     }
 
     /// The same caller as one of this configured tenant: what is kept, counted or decided for it serves no other tenant.
@@ -137,6 +147,17 @@ impl Principal {
         digest.update(tenant.as_bytes());
         let authority = half(&digest.finish());
         Principal { key: key.into(), authority, home: Some(tenant.clone()), ..self.clone() }
+    }
+
+    /// The same caller of an issuer that is one tenant's own: it can name any tenant, and speaks for no other.
+    #[must_use]
+    pub fn unvouched(self) -> Self {
+        Principal { vouched: false, ..self }
+    }
+
+    /// The tenant that the credential names, for what is chosen by it.
+    pub fn vouched_tenant(&self) -> Option<&str> {
+        self.tenant.as_deref().filter(|_| self.vouched)
     }
 
     /// The configured tenant it is in, if there is one: a name from a list that the operator wrote.

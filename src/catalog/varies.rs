@@ -69,7 +69,9 @@ impl Varies {
             By::Function(of) => of(arguments),
             By::Rules { rules, otherwise } => serde_json::from_slice::<Map<String, Value>>(arguments)
                 .ok()
-                .filter(|arguments| rules.iter().all(|(when, _)| when.is_typed(arguments)))
+                .filter(|arguments| {
+                    rules.iter().all(|(when, _)| when.is_typed(arguments) && when.is_spelled(arguments))
+                })
                 .map(|arguments| {
                     rules.iter().find(|(when, _)| when.holds(&arguments)).map_or(*otherwise, |(_, effect)| *effect)
                 }),
@@ -84,6 +86,13 @@ impl When {
             arguments.get(name).is_some_and(|sent| values.iter().any(|value| same(sent, value)))
         };
         self.0.iter().all(one_of)
+    }
+
+    /// No argument goes by a name that a reader who ignores case would take for one that it looks at.
+    fn is_spelled(&self, arguments: &Map<String, Value>) -> bool {
+        let folded = |name: &str| name.chars().flat_map(char::to_lowercase).collect::<String>();
+        let other = |name: &String| arguments.keys().any(|sent| sent != name && folded(sent) == folded(name));
+        !self.0.iter().any(|(name, _)| other(name))
     }
 
     /// Each argument it looks at is of the type of one of its values, or was not sent.

@@ -120,7 +120,7 @@ impl Mint {
     /// Where it is clear already that there can be none.
     pub(super) fn lease(self: &Arc<Self>, caller: Option<&Principal>, reads: bool) -> Result<Lease, Why> {
         let read_only = matches!(&self.grant, Grant::Vault(login) if login.narrows(reads));
-        let tenant = caller.and_then(|caller| caller.tenant.as_deref());
+        let tenant = caller.and_then(Principal::vouched_tenant);
         let desk = tenant.map_or(&self.desk, |tenant| self.desk_of(tenant));
         if !self.grant.is_personal() {
             let name = desk.name.clone();

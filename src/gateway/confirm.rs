@@ -245,8 +245,7 @@ fn can_be_asked(params: &[u8]) -> bool {
 /// one cannot look like a line of ours.
 fn question(call: &Call, words: &str) -> String {
     let words = if words.is_empty() { WORDS } else { words };
-    let short = |text: &str, chars_max: usize| {
-        let text = Filters::plainly(text);
+    let cut = |text: String, chars_max: usize| {
         let all = text.chars().count();
         let mut shown: String = text.chars().take(chars_max).collect();
         if all > chars_max {
@@ -254,6 +253,7 @@ fn question(call: &Call, words: &str) -> String {
         }
         shown
     };
+    let short = |text: &str, chars_max: usize| cut(Filters::plainly(text), chars_max);
     let kind = match call.message().and_then(|message| message.method) {
         Some(Method::PromptsGet) => "Prompt",
         Some(Method::ResourcesRead) => "Resource",
@@ -262,11 +262,25 @@ fn question(call: &Call, words: &str) -> String {
     let (name, backend) = (short(&call.decl.name, WORDS_CHARS_MAX), &call.decl.backend);
     let arguments = call.arguments().map(|raw| {
         let value = serde_json::from_slice::<serde_json::Value>(raw).unwrap_or_default();
-        let pretty = serde_json::to_string_pretty(&value).unwrap_or_default();
-        format!("\nArguments: {}", short(&pretty, SHOWN_CHARS_MAX))
+        let shown = veiled(&value);
+        let pretty = serde_json::to_string_pretty(&shown).unwrap_or_default();
+        let notice = if shown == value { "" } else { "\nParts of the arguments look like secrets and are NOT shown." };
+        format!("\nArguments: {}{notice}", cut(pretty, SHOWN_CHARS_MAX))
     });
     let words = short(words, WORDS_CHARS_MAX);
     format!("{words}\n\n{kind}: {}\nBackend: {backend}{}", quoted(&name), arguments.unwrap_or_default())
+}
+
+/// Each text by itself: what looks like a secret in one argument hides nothing of another.
+fn veiled(value: &serde_json::Value) -> serde_json::Value {
+    match value {
+        serde_json::Value::String(text) => Filters::plainly(text).into(),
+        serde_json::Value::Array(items) => items.iter().map(veiled).collect(),
+        serde_json::Value::Object(members) => {
+            members.iter().map(|(name, value)| (Filters::plainly(name), veiled(value))).collect()
+        }
+        other => other.clone(),
+    }
 }
 
 /// What was judged, as a digest: which thing, and all that is said about it. Who and where is in the seal.

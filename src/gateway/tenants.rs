@@ -13,6 +13,7 @@
 
 use std::collections::BTreeSet;
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::House;
@@ -99,6 +100,7 @@ pub struct Tenants {
     by_host: HashMap<String, usize>,
     by_path: HashMap<String, usize>,
     by_claim: HashMap<String, usize>,
+    names: HashSet<Arc<str>>,
     /// Those that nothing but a certificate leads to.
     by_certificate: Vec<usize>,
     /// What tenants have at the gateway's own addresses, whoever they are.
@@ -114,6 +116,7 @@ impl Tenants {
         for (index, house) in all.iter().enumerate() {
             let Some(tenant) = &house.tenant else { continue };
             let rule = &tenant.rule;
+            tenants.names.insert(tenant.name.clone());
             tenants.by_host.extend(rule.hosts.iter().map(|host| (host.clone(), index)));
             tenants.by_path.extend(rule.path.iter().map(|path| (path.clone(), index)));
             if rule.hosts.is_empty() && rule.path.is_none() {
@@ -231,13 +234,20 @@ impl House {
                 && (tenant.rule.certificates.is_empty()
                     || tenant.rule.shows(self.identity.certificate(request)?.as_deref()));
             return if belongs {
-                let principal = Arc::new(principal.at_home(&tenant.name));
-                Ok((place, principal))
+                let at_home = principal.at_home(&tenant.name);
+                // An issuer of its own that may say anything of tenants chooses nothing by what it says.
+                let unvouched = tenant.own_identity && tenant.rule.claims.is_empty();
+                let principal = if unvouched { at_home.unvouched() } else { at_home };
+                Ok((place, Arc::new(principal)))
             } else {
                 Err(place.identity.stranger(request))
             };
         }
         let Some(house) = claim.and_then(|claim| self.tenants.claiming(claim)) else {
+            // Policies and limits know tenants by their configured names: nobody else may go by one.
+            if claim.is_some_and(|claim| self.tenants.names.contains(claim)) {
+                return Err(place.identity.stranger(request));
+            }
             return Ok((place, principal));
         };
         match &house.tenant {

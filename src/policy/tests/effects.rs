@@ -47,7 +47,7 @@ fn policies_see_the_effect_of_the_call() {
 }
 
 #[test]
-fn what_is_asked_of_a_task_is_allowed_where_some_call_is() {
+fn what_is_asked_of_a_task_is_allowed_where_the_worst_call_is() {
     let (alice, decl) = (caller("alice", &[]), rollout());
     let follow_up = |policy: &Policy, mode: Mode| {
         let mut call = call(&decl, None);
@@ -57,10 +57,10 @@ fn what_is_asked_of_a_task_is_allowed_where_some_call_is() {
         policy.authorize(&alice, call, &Context { mode, ..noon() }).map(drop).map_err(|denial| denial.reason)
     };
     let all = cedar("permit (principal, action, resource);");
-    assert_eq!(follow_up(&all, Mode::ReadOnly), Ok(()));
-    let writes = cedar(r#"permit (principal, action, resource) when { resource.effect == "write" };"#);
-    assert_eq!(follow_up(&writes, Mode::Full), Ok(()));
-    assert_eq!(follow_up(&writes, Mode::ReadOnly), Err(Reason::NotGranted));
+    assert_eq!(follow_up(&all, Mode::Full), Ok(()));
+    assert_eq!(follow_up(&all, Mode::ReadOnly), Err(Reason::Ceiling));
+    let reads = cedar(r#"permit (principal, action, resource) when { resource.effect == "read" };"#);
+    assert_eq!(follow_up(&reads, Mode::Full), Err(Reason::NotGranted));
 }
 
 #[test]
