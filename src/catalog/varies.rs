@@ -162,6 +162,7 @@ mod tests {
         assert_eq!(varies.effects(), Effect::ALL);
         for (arguments, expected) in [
             (r#"{"action": "list"}"#, Effect::Read),
+            (r#"{"action": "list", "Action": "set"}"#, Effect::Destroy),
             (r#"{"action": "get", "level": 1, "more": [1]}"#, Effect::Read),
             (r#"{"action": "set"}"#, Effect::Destroy),
             (r#"{"action": "set", "force": false}"#, Effect::Write),

@@ -149,7 +149,7 @@ impl Secrets {
             let marks = self.marks(text);
             finds.retain(|(range, _)| {
                 let before = marks.partition_point(|mark| mark.start <= range.start);
-                !before.checked_sub(1).and_then(|last| marks.get(last)).is_some_and(|mark| range.end <= mark.end)
+                before.checked_sub(1).and_then(|last| marks.get(last)).is_none_or(|mark| range.end > mark.end)
             });
         }
         finds.sort_by_key(|(range, _)| (range.start, usize::MAX - range.end));
@@ -362,5 +362,5 @@ fn luhn(digits: &[u8]) -> bool {
             if value > 9 { value - 9 } else { value }
         })
         .sum();
-    sum % 10 == 0
+    sum.is_multiple_of(10)
 }

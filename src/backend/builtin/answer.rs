@@ -120,13 +120,13 @@ pub(super) fn list(member: &str, entries: &str, public: bool) -> Said {
 }
 
 pub(super) fn discovered<C: Client>(client: &C) -> Said {
-    let mut capabilities = json!({ "tools": {} });
+    let mut capabilities = serde_json::Map::from_iter([("tools".to_owned(), json!({}))]);
     if client.has_resources() {
-        capabilities["resources"] = json!({ "subscribe": true });
-        capabilities["completions"] = json!({});
+        capabilities.insert("resources".to_owned(), json!({ "subscribe": true }));
+        capabilities.insert("completions".to_owned(), json!({}));
     }
     if !client.prompts().is_empty() {
-        capabilities["prompts"] = json!({});
+        capabilities.insert("prompts".to_owned(), json!({}));
     }
     let mut result = json!({
         "resultType": "complete",
@@ -136,8 +136,8 @@ pub(super) fn discovered<C: Client>(client: &C) -> Said {
         "cacheScope": "public",
         "_meta": { SERVER_INFO: { "name": "wardgate", "title": C::TITLE, "version": env!("CARGO_PKG_VERSION") } },
     });
-    if let Some(instructions) = client.instructions() {
-        result["instructions"] = instructions.into();
+    if let (Some(instructions), Some(members)) = (client.instructions(), result.as_object_mut()) {
+        members.insert("instructions".to_owned(), instructions.into());
     }
     Said::Result(result.to_string())
 }

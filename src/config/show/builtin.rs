@@ -112,5 +112,5 @@ fn read_only(config: &credentials::vault::Config) -> Shown {
 fn kv1(config: &credentials::vault::Config) -> Shown {
     let Some(ReadOnly::Child { text: Some(written), .. }) = &config.read_only else { return Shown::Nothing };
     let mounts: Vec<&str> = vault::policy::kv1(written).collect();
-    unless_empty(&mounts, |mount| text(mount))
+    unless_empty(&mounts, text)
 }
